@@ -1,0 +1,166 @@
+"""The commands. Exit code 0: success; 2: a mistake of the user's, told in one message; 1: failed.
+
+Heavy imports stand inside the commands, so that `fedistill --help` answers at once.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from fedistill.errors import FedistillError, UserError
+
+app = typer.Typer(
+    name="fedistill",
+    help="Federated dataset distillation: many clients, one small training set.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigPath = Annotated[Path, typer.Argument(help="A YAML file.", metavar="CONFIG")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a key: section.key=value. May be given several times."),
+]
+SetFolder = Annotated[Path, typer.Argument(help="A distilled set.", metavar="SET_DIR")]
+
+
+@app.command()
+def run(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None, typer.Option(help="A new folder for the results.", metavar="DIR")
+    ] = None,
+    backend: Annotated[
+        Literal["flower", "local"],
+        typer.Option(help="A Flower simulation, or the same apps in this process."),
+    ] = "flower",
+) -> None:
+    """Run one experiment: clients distil, the server integrates, relabels, evaluates, tracks."""
+    from fedistill import config_file, runner, tables
+
+    resolved = config_file.load(config, overrides or [])
+    folder = output or runner.default_output(resolved)
+    result = runner.run(resolved, folder, backend)
+    tables.print_result(result, folder)
+
+
+@app.command()
+def config(
+    path: Annotated[Path | None, typer.Argument(help="A YAML file.", metavar="CONFIG")] = None,
+    overrides: Overrides = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema.")] = False,
+) -> None:
+    """Print the resolved config, or the JSON schema of configs."""
+    import json
+
+    from fedistill import config_file
+
+    if schema:
+        typer.echo(json.dumps(config_file.schema(), indent=2))
+    elif path is None:
+        raise typer.BadParameter("give a CONFIG, or --schema")
+    else:
+        typer.echo(config_file.dump(config_file.load(path, overrides or [])), nl=False)
+
+
+@app.command()
+def track(folder: Annotated[Path, typer.Argument(help="A run's folder.", metavar="DIR")]) -> None:
+    """Send to MLflow what a run's journal holds and the store lacks."""
+    from fedistill import tracking
+
+    stored = tracking.deliver(folder)
+    typer.echo(f"{folder} is in MLflow as run {stored.run_id}")
+    typer.echo(tracking.ui_command(stored.tracking_uri, stored.experiment_id))
+
+
+@app.command()
+def show(
+    folder: SetFolder,
+    output: Annotated[
+        Path | None, typer.Option(help="Write the picture there.", metavar="PNG")
+    ] = None,
+) -> None:
+    """Describe a distilled set and draw its images."""
+    from fedistill import figures, tables
+    from fedistill.sets import SyntheticSet
+
+    synthetic = SyntheticSet.load(folder)
+    tables.print_set(synthetic, folder)
+    picture = output or Path(f"{folder.resolve().name}.png")
+    try:
+        figures.image_sheet(synthetic).savefig(picture, dpi=130)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the picture {picture} cannot be written: {error}") from error
+    typer.echo(f"picture: {picture}")
+
+
+@app.command()
+def train(
+    folder: SetFolder,
+    data: Annotated[str, typer.Option(help="The data set to test on: a name or a folder.")],
+    model: Annotated[
+        list[str] | None, typer.Option(help="A model to train; may be given several times.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Students of each model.", min=1)] = 5,
+    protocol: Annotated[
+        Literal["default", "sre2l", "rded", "edc"] | None,
+        typer.Option(help="Student protocol; left out, the one of the set's recipe."),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of each student.", min=1)] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the scores there.", metavar="FILE")
+    ] = None,
+) -> None:
+    """Train fresh students on a distilled set and test them."""
+    from fedistill import consumer, tables
+
+    scores = consumer.train(
+        folder, data, models=model or [], seeds=seeds, protocol=protocol, epochs=epochs
+    )
+    tables.print_scores(scores, folder)
+    if json_file is not None:
+        from fedistill.results import write_json
+
+        write_json(json_file, {name: score.as_dict() for name, score in scores.items()})
+
+
+@app.command()
+def verify(folder: SetFolder) -> None:
+    """Check a distilled set against the checksums in its card."""
+    from fedistill.sets import SyntheticSet
+
+    synthetic = SyntheticSet.load(folder)
+    typer.echo(f"{folder} is whole: {len(synthetic)} images, SHA-256 {synthetic.sha256}")
+
+
+@app.command()
+def bench(
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the numbers there.", metavar="FILE")
+    ] = None,
+) -> None:
+    """Measure every stage's throughput, and its share of this machine's measured peak."""
+    from fedistill import benchmark, tables
+
+    measured = benchmark.measure()
+    tables.print_bench(measured)
+    if json_file is not None:
+        from fedistill.results import write_json
+
+        write_json(json_file, measured)
+
+
+def main() -> None:
+    """Run a command; turn errors into a message and an exit code."""
+    try:
+        app()
+    except FedistillError as error:
+        typer.echo(f"fedistill: {error}", err=True)
+        sys.exit(2 if isinstance(error, UserError) else 1)
+    except KeyboardInterrupt:
+        typer.echo("fedistill: interrupted", err=True)
+        sys.exit(130)

@@ -1,0 +1,105 @@
+"""The ClientApp: it describes its shard, and makes its share of the set.
+
+Squeeze and distil share one message, since in a deployment every message starts a new process.
+A handler answers on every path: one that does not would leave the server waiting, or wedge a
+SuperNode for good. So mistakes travel back as an error with their traceback.
+"""
+
+import platform
+import traceback
+from collections.abc import Callable
+from functools import cache, wraps
+
+import flwr
+import torch
+from flwr.app import Context, Error, Message
+from flwr.clientapp import ClientApp
+
+from fedistill import data, partition, wire
+from fedistill.client import make_share
+from fedistill.config import DataConfig, PartitionConfig
+from fedistill.images import DataSpec, ImageSet
+from fedistill.progress import Progress
+
+app = ClientApp()
+
+FAILED = 1000  # our error code: the handler raised; the reason is its traceback
+_LONGEST_REASON = 4000
+
+Handler = Callable[[Message, Context], Message]
+
+
+def _answering(handler: Handler) -> Handler:
+    """Turn an exception into an error reply."""
+
+    @wraps(handler)
+    def answer(message: Message, context: Context) -> Message:
+        try:
+            return handler(message, context)
+        except Exception:
+            reason = traceback.format_exc()[-_LONGEST_REASON:]
+            return Message(Error(FAILED, reason), reply_to=message)
+        finally:
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()  # actors of a simulation live on and share the GPU
+
+    return answer
+
+
+@app.query("describe")
+@_answering
+def describe(message: Message, context: Context) -> Message:
+    """Say what this client holds."""
+    config, spec, partition_id = wire.decode_describe_request(message.content)
+    shard = _shard(config.data, config.partition, config.seed, partition_id, spec)
+    description = wire.Description(partition_id, shard.histogram(spec.num_classes), machine())
+    return Message(wire.encode_description(description), reply_to=message)
+
+
+@app.train("distill")
+@_answering
+def distill(message: Message, context: Context) -> Message:
+    """Make this client's share of the set."""
+    request = wire.decode_distill_request(message.content)
+    config = request.config
+    shard = _shard(config.data, config.partition, config.seed, request.partition_id, request.spec)
+    share = make_share(
+        config,
+        request.spec,
+        shard,
+        request.counts,
+        partition_id=request.partition_id,
+        attempt=request.attempt,
+        teacher_states=request.teachers,
+        report=Progress(f"client {request.partition_id}").report,
+    )
+    return Message(wire.encode_share(share), reply_to=message)
+
+
+def machine() -> dict[str, str]:
+    """Return versions and hardware of this process, for the record."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "flwr": flwr.__version__,
+        "cpu": platform.processor() or platform.machine(),
+        "gpu": gpu,
+    }
+
+
+def _shard(
+    config: DataConfig, split: PartitionConfig, seed: int, partition_id: int, spec: DataSpec
+) -> ImageSet:
+    loaded, parts = _partitioned(config, split, seed)
+    assert loaded.spec.class_names == spec.class_names
+    return loaded.train.select(parts.indices[partition_id])
+
+
+@cache  # an actor of a simulation serves many messages of one run
+def _partitioned(
+    config: DataConfig, split: PartitionConfig, seed: int
+) -> tuple[data.Data, partition.Partition]:
+    loaded = data.load(config, seed)
+    parts = partition.split(loaded.train.labels, loaded.spec.num_classes, split, seed)
+    return loaded, parts

@@ -1,0 +1,327 @@
+"""The config as one frozen tree of dataclasses; `config_file.py` reads and writes it.
+
+Plain dataclasses, so that the method runs where only torch is installed. Each section checks
+its own values; what a section leaves at None is filled in when the file is read.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+_STRICT: Mapping[str, Any] = {"extra": "forbid", "strict": False}
+
+
+def _check(*rules: tuple[bool, str]) -> None:
+    """Raise one ValueError with the message of every rule that does not hold."""
+    broken = [message for holds, message in rules if not holds]
+    if broken:
+        raise ValueError("; ".join(broken))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images.
+
+    `name` is digits, mnist, cifar10, cifar100, a hub name, a folder of parquet files, or a
+    folder of class folders. `fraction` keeps that share of every class of the training split.
+    `validation` holds out that share of the training split and tests on it instead of on the
+    test split: use it for tuning. `size` resizes every image to that many pixels a side.
+    `flip` says whether a mirrored image keeps its class; left out, the data set decides.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    name: str = "digits"
+    fraction: float = 1.0
+    validation: float = 0.0
+    size: int | None = None
+    flip: bool | None = None
+
+    def __post_init__(self) -> None:
+        _check(
+            (0 < self.fraction <= 1, f"fraction is {self.fraction}; accepted: above 0, up to 1"),
+            (0 <= self.validation < 1, f"validation is {self.validation}; accepted: 0 to below 1"),
+            (self.size is None or self.size >= 4, f"size is {self.size}; accepted: 4 or more"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartitionConfig:
+    """How the training split is dealt to the clients."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    name: Literal["iid", "dirichlet", "pathological", "shards", "quantity"] = "iid"
+    clients: int = 5
+    alpha: float = 0.5
+    classes_per_client: int = 2
+    shards_per_client: int = 2
+    min_samples: int = 1
+
+    def __post_init__(self) -> None:
+        _check(
+            (self.clients >= 1, f"clients is {self.clients}; accepted: 1 or more"),
+            (self.alpha > 0, f"alpha is {self.alpha}; accepted: above 0"),
+            (
+                self.classes_per_client >= 1,
+                f"classes_per_client is {self.classes_per_client}; accepted: 1 or more",
+            ),
+            (
+                self.shards_per_client >= 1,
+                f"shards_per_client is {self.shards_per_client}; accepted: 1 or more",
+            ),
+            (self.min_samples >= 1, f"min_samples is {self.min_samples}; accepted: 1 or more"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A network: convnet, resnet18, resnet50 (small-image stem), or any torchvision classifier.
+
+    `depth`, `width` and `norm` are for convnet alone; a depth left out follows the image size.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    name: str = "convnet"
+    depth: int | None = None
+    width: int | None = None
+    norm: Literal["batch", "instance"] | None = None
+
+    def __post_init__(self) -> None:
+        only_convnet = [key for key in ("depth", "width", "norm") if getattr(self, key) is not None]
+        _check(
+            (self.depth is None or self.depth >= 1, f"depth is {self.depth}; accepted: 1 or more"),
+            (self.width is None or self.width >= 1, f"width is {self.width}; accepted: 1 or more"),
+            (
+                self.name == "convnet" or not only_convnet,
+                f"{', '.join(only_convnet)} can only be set for convnet, not for {self.name}",
+            ),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """Squeeze: how each client trains its teacher.
+
+    `shift` pads by that many pixels and crops back at random; left out, an eighth of the image.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    epochs: int = 20
+    batch_size: int = 128
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup: float = 0.2
+    label_smoothing: float = 0.0
+    shift: int | None = None
+    flip: bool | None = None
+
+    def __post_init__(self) -> None:
+        _check(
+            (self.epochs >= 1, f"epochs is {self.epochs}; accepted: 1 or more"),
+            (self.batch_size >= 2, f"batch_size is {self.batch_size}; accepted: 2 or more"),
+            (self.lr > 0, f"lr is {self.lr}; accepted: above 0"),
+            (0 <= self.warmup < 1, f"warmup is {self.warmup}; accepted: 0 to below 1"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegularizerConfig:
+    """One extra loss term: the name of a part in `losses/`, its weight, and its own options."""
+
+    name: str
+    weight: float
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """How each client makes its share of the images.
+
+    In YAML the distiller's own options stand beside these keys.
+    """
+
+    name: str = "sre2l"
+    ipc: tuple[int, ...] = (10,)
+    regularizers: tuple[RegularizerConfig, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check(
+            (
+                len(self.ipc) > 0 and all(ipc >= 1 for ipc in self.ipc),
+                f"ipc is {list(self.ipc)}; accepted: one or more sizes of at least 1",
+            ),
+            (
+                len(set(self.ipc)) == len(self.ipc),
+                f"ipc is {list(self.ipc)}; a size is twice in it",
+            ),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelabelConfig:
+    """How the server labels random views of the integrated set.
+
+    name: `mix` draws a random teacher for every view of every image (Distributed Boosting);
+    `own` asks the teacher of the client that made the image; `single` asks the teacher
+    with the lowest partition id for all; `mean` averages the logits of all teachers.
+    The view keys left out come from the student protocol.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    name: Literal["mix", "own", "single", "mean"] = "mix"
+    views: int = 300
+    at: Literal["server"] = "server"
+    teacher_choice: Literal["uniform"] = "uniform"
+    scale: tuple[float, float] | None = None
+    shift: int | None = None
+    flip: bool | None = None
+    mix: Literal["cutmix", "mixup", "none"] | None = None
+    mix_alpha: float | None = None
+    mix_probability: float | None = None
+
+    def __post_init__(self) -> None:
+        low, high = self.scale or (1.0, 1.0)
+        probability = self.mix_probability
+        _check(
+            (self.views >= 1, f"views is {self.views}; accepted: 1 or more"),
+            (
+                0 < low <= high <= 1,
+                f"scale is {[low, high]}; accepted: two areas, 0 < least <= most <= 1",
+            ),
+            (self.shift is None or self.shift >= 0, f"shift is {self.shift}; accepted: 0 or more"),
+            (
+                self.mix_alpha is None or self.mix_alpha > 0,
+                f"mix_alpha is {self.mix_alpha}; accepted: above 0",
+            ),
+            (
+                probability is None or 0 <= probability <= 1,
+                f"mix_probability is {probability}; accepted: 0 to 1",
+            ),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """How fresh students are trained on the set and tested; keys left out: see `protocol`.
+
+    models: names, or mappings like `model`. The bare name of the teachers' model means the
+    same model as theirs. loss `kl` compares softened labels, `mse` compares logits;
+    `ce_weight` adds cross-entropy on the hard labels. `batch_size` may be a table {ipc: size}.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    models: tuple[str | ModelConfig, ...] = ("convnet",)
+    seeds: int = 5
+    protocol: Literal["default", "sre2l", "rded", "edc"] = "default"
+    epochs: int | None = None
+    batch_size: int | dict[int, int] | None = None
+    optimizer: Literal["adamw", "sgd"] | None = None
+    lr: float | None = None
+    weight_decay: float | None = None
+    schedule: Literal["cosine", "half_cosine", "multistep", "constant"] | None = None
+    loss: Literal["kl", "mse"] | None = None
+    ce_weight: float | None = None
+    temperature: float | None = None
+    ema: float | None = None
+
+    @property
+    def networks(self) -> tuple[ModelConfig, ...]:
+        """The models, once the file has been read: bare names have been replaced."""
+        assert not any(isinstance(model, str) for model in self.models), self.models
+        return tuple(model for model in self.models if isinstance(model, ModelConfig))
+
+    def __post_init__(self) -> None:
+        sizes = self.batch_size or 1
+        least = min(sizes.values(), default=0) if isinstance(sizes, dict) else sizes
+        _check(
+            (len(self.models) > 0, "models is empty; accepted: one or more models"),
+            (self.seeds >= 1, f"seeds is {self.seeds}; accepted: 1 or more"),
+            (
+                self.epochs is None or self.epochs >= 1,
+                f"epochs is {self.epochs}; accepted: 1 or more",
+            ),
+            (least >= 1, f"batch_size is {self.batch_size}; accepted: 1 or more"),
+            (self.lr is None or self.lr > 0, f"lr is {self.lr}; accepted: above 0"),
+            (
+                self.temperature is None or self.temperature > 0,
+                f"temperature is {self.temperature}; accepted: above 0",
+            ),
+            (self.ema is None or 0 <= self.ema < 1, f"ema is {self.ema}; accepted: 0 to below 1"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederationConfig:
+    """What the federation may use, and how long it waits."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    min_clients: int = 1
+    deadline_s: float = 3600.0
+    cpus_per_client: int = 1
+    gpus_per_client: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(
+            (self.min_clients >= 1, f"min_clients is {self.min_clients}; accepted: 1 or more"),
+            (self.deadline_s > 0, f"deadline_s is {self.deadline_s}; accepted: above 0"),
+            (
+                self.cpus_per_client >= 1,
+                f"cpus_per_client is {self.cpus_per_client}; accepted: 1 or more",
+            ),
+            (
+                self.gpus_per_client >= 0,
+                f"gpus_per_client is {self.gpus_per_client}; accepted: 0 or more",
+            ),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where MLflow records the run; null: a sqlite store in the current folder."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    enabled: bool = True
+    uri: str | None = None
+    experiment: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacyConfig:
+    """What may leave a device. Only images optimised from noise may, unless this says more."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    allow_real_images: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One experiment."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    name: str = "fedistill"
+    seed: int = 0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    data: DataConfig = field(default_factory=DataConfig)
+    partition: PartitionConfig = field(default_factory=PartitionConfig)
+    model: ModelConfig | tuple[ModelConfig, ...] = field(default_factory=ModelConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    relabel: RelabelConfig = field(default_factory=RelabelConfig)
+    cotrain: None = None
+    student: StudentConfig = field(default_factory=StudentConfig)
+    baselines: tuple[Literal["random", "hard_label", "ensemble", "full_data"], ...] = ()
+    federation: FederationConfig = field(default_factory=FederationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+
+    def teacher_model(self, partition_id: int) -> ModelConfig:
+        """Return the model of one client: a list in the config is dealt round-robin."""
+        if isinstance(self.model, ModelConfig):
+            return self.model
+        return self.model[partition_id % len(self.model)]
+
+    @property
+    def teacher_models(self) -> tuple[ModelConfig, ...]:
+        """All models that teachers have in this config."""
+        return (self.model,) if isinstance(self.model, ModelConfig) else self.model

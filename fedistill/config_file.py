@@ -1,0 +1,252 @@
+"""Read a config from YAML, say all that is wrong with it at once, and write it back.
+
+Reading has four steps: parse, override (`--set key=value`), validate, fill in. Validation
+uses pydantic on the dataclasses of `config.py` and of the chosen parts. Filling in gives every
+key left out its value, so that the resolved config tells the whole experiment.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedistill import protocols, registry
+from fedistill.config import Config, DistillConfig, ModelConfig, RegularizerConfig
+from fedistill.errors import ConfigError, known_names
+
+_DISTILL_KEYS = {field.name for field in dataclasses.fields(DistillConfig)} - {"options"}
+_REGULARIZER_KEYS = {field.name for field in dataclasses.fields(RegularizerConfig)} - {"options"}
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read, validate and fill in a config file.
+
+    Args:
+        path: a YAML file.
+        overrides: `section.key=value` strings; the value is YAML.
+
+    Raises:
+        ConfigError: with every error found.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the config {path}: {error}") from error
+    return loads(text, overrides, origin=str(path))
+
+
+def loads(text: str, overrides: Sequence[str] = (), origin: str = "config") -> Config:
+    """Like `load`, from a YAML text."""
+    import yaml
+
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin} is not valid YAML: {error}") from error
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{origin} holds a {type(tree).__name__}; accepted: a mapping of keys")
+    for override in overrides:
+        _apply_override(tree, override)
+    return from_dict(tree, origin)
+
+
+def from_dict(tree: Mapping[str, Any], origin: str = "config") -> Config:
+    """Like `load`, from the tree that a YAML file holds."""
+    return _fill_in(_validate(json.loads(json.dumps(tree, default=str)), origin))
+
+
+def dump(config: Config) -> str:
+    """Write a config as YAML; `loads(dump(config)) == config`."""
+    import yaml
+
+    text: str = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    return text
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Return the config as the plain tree that YAML and JSON hold."""
+    tree: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    tree["distill"] = _flat(tree["distill"])
+    tree["distill"]["regularizers"] = [_flat(item) for item in tree["distill"]["regularizers"]]
+    sizes = tree["student"]["batch_size"]
+    if isinstance(sizes, dict):  # JSON has made the keys strings
+        tree["student"]["batch_size"] = {int(ipc): size for ipc, size in sizes.items()}
+    return tree
+
+
+def sha256(config: Config) -> str:
+    """Hash a config: the same experiment has the same hash wherever it is recorded."""
+    tree = to_dict(config)
+    del tree["tracking"]
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON schema of a config file (options of parts are listed by `registry`)."""
+    from pydantic import TypeAdapter
+
+    found: dict[str, Any] = TypeAdapter(Config).json_schema()
+    for name, keys in (("DistillConfig", _DISTILL_KEYS), ("RegularizerConfig", _REGULARIZER_KEYS)):
+        section = found["$defs"][name]
+        section["properties"] = {key: section["properties"][key] for key in sorted(keys)}
+        section["additionalProperties"] = True
+    return found
+
+
+def _flat(section: dict[str, Any]) -> dict[str, Any]:
+    """Put a part's options beside its common keys, as in YAML."""
+    options = section.pop("options")
+    return {**section, **options}
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    import yaml
+
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set '{override}' is not of the form section.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set '{override}': the value is not valid YAML: {error}") from error
+    *sections, last = key.split(".")
+    node = tree
+    for section in sections:
+        child = node.setdefault(section, {})
+        if not isinstance(child, dict):
+            raise ConfigError(
+                f"--set '{override}': {section} is {child!r}, not a section with keys"
+            )
+        node = child
+    node[last] = value
+
+
+def _validate(tree: dict[str, Any], origin: str) -> Config:
+    """Validate the whole tree, and each part's options against its own dataclass."""
+    errors: list[str] = []
+    distill = tree.get("distill")
+    if isinstance(distill, dict):
+        distill.setdefault("name", "sre2l")
+        errors += _take_options("distillers", distill, _DISTILL_KEYS, "distill")
+        distill["ipc"] = _as_list(distill.get("ipc", [10]))
+        for index, item in enumerate(_as_list(distill.get("regularizers", []))):
+            if isinstance(item, dict):
+                where = f"distill.regularizers.{index}"
+                errors += _take_options("losses", item, _REGULARIZER_KEYS, where)
+    student = tree.get("student")
+    if isinstance(student, dict) and "models" in student:
+        student["models"] = _as_list(student["models"])
+    config, found = _parse(Config, tree)
+    errors += found
+    if errors:
+        lines = "".join(f"\n  - {error}" for error in dict.fromkeys(errors))
+        raise ConfigError(f"{origin} has {len(dict.fromkeys(errors))} error(s):{lines}")
+    assert isinstance(config, Config)
+    return config
+
+
+def _as_list(value: Any) -> list[Any]:
+    """Accept one value where a list is expected."""
+    return value if isinstance(value, list) else [value]
+
+
+def _take_options(
+    kind: str, section: dict[str, Any], common: Iterable[str], where: str
+) -> list[str]:
+    """Move a part's own keys of a section into `options`, with the part's defaults filled in.
+
+    Returns:
+        The errors found.
+    """
+    if "options" in section:
+        return [f"{where}.options: unknown key; write the options beside `name`"]
+    own = {key: section.pop(key) for key in list(section) if key not in set(common)}
+    section["options"] = {}
+    if not isinstance(section.get("name"), str):
+        return []  # the validation of the section itself says so
+    try:
+        part = registry.load(kind, section["name"])
+    except ConfigError as error:
+        return [f"{where}.name: {error}"]
+    instance, errors = _parse(part, own, where, extra_known=common)
+    if instance is not None:
+        fields = dataclasses.fields(instance)
+        section["options"] = {item.name: getattr(instance, item.name) for item in fields}
+    return errors
+
+
+def _parse(
+    kind: type[Any], tree: Any, where: str = "", extra_known: Iterable[str] = ()
+) -> tuple[Any, list[str]]:
+    """Validate a tree as a dataclass; return it with the errors found, one text for each key."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_python(tree), []
+    except ValidationError as invalid:
+        found: dict[str, list[str]] = {}
+        for error in invalid.errors():
+            path = [part for part in error["loc"] if _is_key(part)]
+            name = ".".join([where, *map(str, path)] if where else map(str, path))
+            if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+                known = {*_known_keys(kind, path[:-1]), *extra_known}
+                text = f"unknown key; {known_names(str(path[-1]), known)}"
+            elif error["type"] == "value_error":
+                text = str(error["ctx"]["error"])
+            else:
+                message = error["msg"].removeprefix("Input should be ")
+                text = f"is {error['input']!r}; accepted: {message}"
+            found.setdefault(name, []).append(text)
+        return None, [f"{name or 'config'}: {' or '.join(texts)}" for name, texts in found.items()]
+
+
+def _is_key(part: str | int) -> bool:
+    """Tell a key of the file from the tags that pydantic adds for the branches of a union."""
+    if isinstance(part, int):
+        return True
+    tags = ("tuple[", "dict[", "function-")
+    return not part.startswith(tags) and part not in ("int", "str", "float", "ModelConfig", "none")
+
+
+def _known_keys(kind: type[Any], path: Sequence[str | int]) -> set[str]:
+    """Return the keys of the section at a path below a dataclass."""
+    for part in path:
+        if isinstance(part, int):
+            continue
+        hints = {field.name: field for field in dataclasses.fields(kind)}
+        default = hints[str(part)].default_factory if str(part) in hints else None
+        kind = default if isinstance(default, type) else ModelConfig
+    return {field.name for field in dataclasses.fields(kind)}
+
+
+def _fill_in(config: Config) -> Config:
+    """Give every key that was left out its value."""
+    student = dataclasses.replace(
+        config.student,
+        **_missing(config.student, protocols.student_keys(config.student.protocol)),
+        models=tuple(_student_model(model, config) for model in config.student.models),
+    )
+    relabel = dataclasses.replace(
+        config.relabel,
+        **_missing(config.relabel, protocols.view_keys(config.student.protocol)),
+    )
+    distill = config.distill
+    if not distill.options:
+        default = registry.load("distillers", distill.name)()
+        distill = dataclasses.replace(distill, options=dataclasses.asdict(default))
+    return dataclasses.replace(config, student=student, relabel=relabel, distill=distill)
+
+
+def _missing(section: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if getattr(section, key) is None}
+
+
+def _student_model(model: str | ModelConfig, config: Config) -> ModelConfig:
+    if isinstance(model, ModelConfig):
+        return model
+    same = [teacher for teacher in config.teacher_models if teacher.name == model]
+    return same[0] if same else ModelConfig(name=model)

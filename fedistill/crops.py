@@ -1,0 +1,187 @@
+"""Random views of images that replay exactly from a seed (FKD, SRe2L's relabel).
+
+A view is a box of the image, resized to the whole frame, perhaps mirrored, perhaps mixed with
+another image of the same set (CutMix or Mixup). Only a seed is stored: `draw` turns it back
+into boxes. On CIFAR-10 the boxes would take more bytes than the labels.
+
+`apply` writes crop, mirror and bilinear resize as two small matrices per image,
+`rows @ image @ columns.T`: one batched product each, differentiable, and deterministic on a
+GPU too (the backward pass of `grid_sample` is not). Pixels outside the frame are zero, so the
+padded random shift is a box that leaves the frame.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewOptions:
+    """The distribution that views are drawn from.
+
+    Attributes:
+        scale: least and most area of the box, as a share of the image.
+        ratio: least and most aspect ratio of the box (torchvision's RandomResizedCrop).
+        shift: most pixels that the box moves in each direction, beyond the frame too.
+        flip: whether half of the views are mirrored.
+        mix: what the view is mixed with a partner by.
+        mix_alpha: the ratio is drawn from Beta(alpha, alpha).
+        mix_probability: share of draws that are mixed.
+    """
+
+    scale: tuple[float, float] = (1.0, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    shift: int = 0
+    flip: bool = False
+    mix: Literal["cutmix", "mixup", "none"] = "none"
+    mix_alpha: float = 1.0
+    mix_probability: float = 1.0
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any]) -> "ViewOptions":
+        """Read what `dataclasses.asdict` wrote, also after a round trip through JSON."""
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in tree.items()
+        }
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Views:
+    """One view for each of B images.
+
+    Attributes:
+        boxes: top, left, height, width as shares of the frame, float32 [B, 4].
+        flips: mirrored or not, bool [B].
+        partner: index of the image each one is mixed with, int64 [B]; None: no mixing.
+        own_share: pixel weight of the image itself, 1 minus the partner's, float32 scalar.
+        cut: the partner's rectangle for CutMix: top, left, bottom, right in pixels; None: Mixup.
+    """
+
+    boxes: Tensor
+    flips: Tensor
+    partner: Tensor | None = None
+    own_share: float = 1.0
+    cut: tuple[int, int, int, int] | None = None
+
+    def select(self, index: Tensor) -> "Views":
+        """Return the boxes and mirrors of some images; mixing is a matter of the whole set."""
+        return Views(self.boxes[index], self.flips[index])
+
+
+def draw(count: int, size: int, options: ViewOptions, generator: torch.Generator) -> Views:
+    """Draw one view for each of `count` images of `size` pixels.
+
+    The number of random numbers drawn depends on `count` alone, never on earlier results.
+    """
+    area = torch.empty(count).uniform_(*options.scale, generator=generator)
+    log_ratio = torch.empty(count).uniform_(
+        math.log(options.ratio[0]), math.log(options.ratio[1]), generator=generator
+    )
+    place = torch.rand(count, 2, generator=generator)
+    move = torch.randint(-options.shift, options.shift + 1, (count, 2), generator=generator) / size
+    mirror = torch.rand(count, generator=generator) < 0.5
+    if options.scale[0] == 1.0:
+        height = width = torch.ones(count)
+    else:
+        # A box that would leave the frame is cut at its border, as the fallback of torchvision.
+        height = (area / log_ratio.exp()).sqrt().clamp(max=1.0)
+        width = (area * log_ratio.exp()).sqrt().clamp(max=1.0)
+    corner = place * (1 - torch.stack([height, width], 1)) + move
+    boxes = torch.cat([corner, height[:, None], width[:, None]], 1)
+    flips = mirror if options.flip else torch.zeros(count, dtype=torch.bool)
+    return _draw_mix(Views(boxes, flips), count, size, options, generator)
+
+
+def _draw_mix(
+    views: Views, count: int, size: int, options: ViewOptions, generator: torch.Generator
+) -> Views:
+    if options.mix == "none":
+        return views
+    partner = torch.randperm(count, generator=generator)
+    mixed = float(torch.rand((), generator=generator)) < options.mix_probability
+    alpha = torch.tensor([options.mix_alpha, options.mix_alpha])
+    own_share = float(torch._sample_dirichlet(alpha, generator=generator)[0])
+    centre = torch.rand(2, generator=generator) * size
+    if not mixed:
+        return views
+    if options.mix == "mixup":
+        return Views(views.boxes, views.flips, partner, own_share)
+    half = size * math.sqrt(1 - own_share) / 2
+    top, left = (max(0, round(float(middle) - half)) for middle in centre)
+    bottom, right = (min(size, round(float(middle) + half)) for middle in centre)
+    own_share = 1 - (bottom - top) * (right - left) / size**2
+    return Views(views.boxes, views.flips, partner, own_share, (top, left, bottom, right))
+
+
+def apply(images: Tensor, views: Views) -> Tensor:
+    """Crop, mirror and resize each image to its own view; no mixing.
+
+    Args:
+        images: float [B, C, H, W].
+        views: one for each image.
+
+    Returns:
+        Float [B, C, H, W], differentiable in `images`.
+    """
+    height, width = images.shape[-2:]
+    top, left, tall, wide = views.boxes.to(images.device).unbind(1)
+    rows = _interpolation(top, tall, height).to(images.dtype)
+    columns = _interpolation(left, wide, width)
+    flips = views.flips.to(images.device)
+    columns = torch.where(flips[:, None, None], columns.flip(1), columns).to(images.dtype)
+    return rows[:, None] @ images @ columns[:, None].transpose(-1, -2)
+
+
+def _interpolation(start: Tensor, length: Tensor, size: int) -> Tensor:
+    """Return [B, size, size] bilinear weights that read `size` samples of [start, start + length].
+
+    Row i holds the weights of the input pixels for output pixel i, centres aligned as in
+    `interpolate(align_corners=False)`. Samples inside the frame repeat its border pixels as that
+    does; samples outside are zero.
+    """
+    grid = (torch.arange(size, device=start.device) + 0.5) / size
+    position = (start[:, None] + length[:, None] * grid) * size - 0.5
+    inside = (position > -0.5 - 1e-4) & (position < size - 0.5 + 1e-4)
+    position = position.clamp(0, size - 1)
+    pixels = torch.arange(size, device=start.device)
+    weights = (1 - (position[:, :, None] - pixels).abs()).clamp(min=0)
+    return weights * inside[:, :, None]
+
+
+def mix(images: Tensor, partners: Tensor, views: Views) -> Tensor:
+    """Mix images that are already cropped with their cropped partners.
+
+    Args:
+        images: float [B, C, H, W].
+        partners: the views of the partner images, same shape.
+        views: says how: `cut` pastes the partner's rectangle, else the two are averaged.
+    """
+    if views.cut is None:
+        return views.own_share * images + (1 - views.own_share) * partners
+    top, left, bottom, right = views.cut
+    mixed = images.clone()
+    mixed[..., top:bottom, left:right] = partners[..., top:bottom, left:right]
+    return mixed
+
+
+def render(images: Tensor, views: Views, index: Tensor) -> Tensor:
+    """Return the views of some images of a set, mixed with their partners.
+
+    Args:
+        images: the whole set, float [M, C, H, W].
+        views: one for each image of the set.
+        index: which images to show, int64 [B].
+
+    Returns:
+        Float [B, C, H, W].
+    """
+    shown = apply(images[index], views.select(index))
+    if views.partner is None:
+        return shown
+    partner = views.partner[index]
+    return mix(shown, apply(images[partner], views.select(partner)), views)

@@ -1,0 +1,1 @@
+"""Distillers: one method a file; the file name is `distill.name`."""

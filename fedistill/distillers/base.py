@@ -1,0 +1,100 @@
+"""What a distiller is: options in a frozen dataclass, and one method that makes images."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from fedistill.images import DataSpec, ImageSet
+from fedistill.losses.base import Regularizer
+from fedistill.seeding import generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What one client is asked to make, and what it may use.
+
+    Attributes:
+        counts: images wanted of each class, [num_classes].
+        shard: the client's real images.
+        teachers: the client's own, in eval mode, without gradients; at least one.
+        spec: of the data set.
+        seed: of the experiment.
+        partition_id: of the client; enters every seed.
+        attempt: 0 for the first request; a later request for more images counts on, so that
+            they differ from those already made.
+        device: where to work.
+        dtype: convolutions may run in this type where the maths allows it.
+        regularizers: extra loss terms with their weights.
+        report: called with iterations done, iterations in all, and the loss.
+    """
+
+    counts: Sequence[int]
+    shard: ImageSet
+    teachers: Sequence[nn.Module]
+    spec: DataSpec
+    seed: int
+    partition_id: int
+    attempt: int = 0
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    regularizers: Sequence[tuple[float, Regularizer]] = ()
+    report: Callable[[int, int, float], None] = field(default=lambda done, total, loss: None)
+
+    def stream(self, *path: str | int) -> torch.Generator:
+        """Return a generator of this client's for one stage."""
+        return generator(self.seed, "recover", self.partition_id, self.attempt, *path)
+
+    @property
+    def labels(self) -> Tensor:
+        """Hard labels of the images wanted, class by class, int64 [M]."""
+        return torch.repeat_interleave(torch.arange(len(self.counts)), torch.tensor(self.counts))
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What a distiller hands back.
+
+    Attributes:
+        images: uint8 [M, C, H, W], class by class in the order of `Task.labels`. The first k
+            images of a class are a set of their own: smaller IPC are prefixes of larger ones.
+        curve: (iteration, loss), thinned.
+    """
+
+    images: Tensor
+    curve: list[tuple[int, float]]
+
+
+class Distiller(ABC):
+    """Makes synthetic images from a shard and its teachers."""
+
+    @property
+    def uses_real_images(self) -> bool:
+        """Whether real images, or parts of them, are in what leaves the device."""
+        return False
+
+    @property
+    def needs_batch_norm(self) -> bool:
+        """Whether teachers must have BatchNorm layers."""
+        return False
+
+    @abstractmethod
+    def distill(self, task: Task) -> Distilled:
+        """Make the images that a task asks for."""
+
+
+def real_images(task: Task) -> Tensor:
+    """Choose random real images of the shard as a start, uint8 [M, C, H, W].
+
+    A class with fewer images than wanted repeats them; a class without any is not asked for.
+    """
+    stream = task.stream("real")
+    chosen = []
+    for label, count in enumerate(task.counts):
+        mine = (task.shard.labels == label).nonzero()[:, 0]
+        order = mine[torch.randperm(len(mine), generator=stream)]
+        assert count == 0 or len(mine) > 0, f"asked for class {label}, which this shard lacks"
+        chosen += [order.repeat(-(-count // max(1, len(order))))[:count]]
+    return task.shard.images[torch.cat(chosen)]

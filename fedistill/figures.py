@@ -1,0 +1,125 @@
+"""Pictures of a run: the images of a set, the scores, the loss curves.
+
+Drawn with matplotlib's objects, never through pyplot: its global state is not thread-safe.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fedistill.images import DataSpec
+from fedistill.sets import SyntheticSet
+from fedistill.shares import Curve
+from fedistill.student import Score
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_COLUMNS = 10  # images of a class that are shown at most
+_ROWS = 20
+_BLUE, _ORANGE, _GREY = "#2f6f9f", "#d9822b", "#8a8f98"
+
+
+def image_sheet(synthetic: SyntheticSet) -> "Figure":
+    """Show a set: one row a class, at most 10 images of each and 20 classes."""
+    from matplotlib.figure import Figure
+
+    spec = synthetic.spec
+    rows = [synthetic.images[synthetic.hard_labels == label] for label in range(spec.num_classes)]
+    rows = rows[:_ROWS]
+    columns = min(_COLUMNS, max(len(row) for row in rows))
+    figure = Figure(figsize=(0.62 * columns + 1.6, 0.62 * len(rows) + 0.6), layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for label, row in enumerate(rows):
+        for column, axes in enumerate(grid[label]):
+            axes.set_axis_off()
+            if column < len(row):
+                _show(axes, row[column])
+        grid[label][0].text(
+            -0.25,
+            0.5,
+            spec.class_names[label],
+            transform=grid[label][0].transAxes,
+            ha="right",
+            va="center",
+            fontsize=9,
+        )
+    hidden = spec.num_classes - len(rows)
+    more = f", first {len(rows)} of {spec.num_classes} classes" if hidden else ""
+    figure.suptitle(f"{spec.name}: {len(synthetic)} synthetic images{more}", fontsize=10)
+    return figure
+
+
+def _show(axes: "Axes", image: Tensor) -> None:
+    if len(image) == 1:
+        axes.imshow(image[0].numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    else:
+        axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+
+
+def score_bars(
+    students: Mapping[str, Score],
+    baselines: Mapping[str, Score],
+    teacher_top1: Sequence[float],
+    title: str,
+) -> "Figure":
+    """Draw accuracies as bars with the standard deviation over seeds, every seed as a dot."""
+    from matplotlib.figure import Figure
+
+    rows = [(f"student {name}", score, _BLUE) for name, score in students.items()]
+    rows += [(name.replace("_", " "), score, _ORANGE) for name, score in baselines.items()]
+    rows += [("teachers (mean of clients)", Score(list(teacher_top1), []), _GREY)]
+    figure = Figure(figsize=(6.4, 0.42 * len(rows) + 1.1), layout="constrained")
+    axes = figure.subplots()
+    for place, (_, score, colour) in enumerate(reversed(rows)):
+        axes.barh(place, score.mean, xerr=score.std, color=colour, alpha=0.85, capsize=3)
+        axes.plot(score.top1, [place] * len(score.top1), "o", ms=3, color="black", alpha=0.6)
+        axes.annotate(
+            f"{score.mean:.2f}",
+            (score.mean, place),
+            xytext=(-6, 0),
+            textcoords="offset points",
+            ha="right",
+            va="center",
+            color="white",
+            fontsize=9,
+        )
+    axes.set_yticks(range(len(rows)), [name for name, _, _ in reversed(rows)])
+    lowest = min(min(score.top1) for _, score, _ in rows)
+    axes.set_xlim(max(0.0, lowest - 0.35 * (100 - lowest) - 2), 100)
+    axes.set_xlabel("top-1 accuracy on the test split, percent")
+    axes.set_title(title, fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def loss_curves(curves: Mapping[str, Curve], title: str, x_label: str) -> "Figure":
+    """Draw loss curves, one line each, on a logarithmic axis."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for name, curve in curves.items():
+        axes.plot([step for step, _ in curve], [loss for _, loss in curve], label=name, lw=1.4)
+    axes.set_yscale("log")
+    axes.set_xlabel(x_label)
+    axes.set_ylabel("loss")
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(curves) <= 12:
+        axes.legend(fontsize=8, frameon=False, ncols=2)
+    return figure
+
+
+def contact_print(images: Tensor, spec: DataSpec, columns: int = _COLUMNS) -> Tensor:
+    """Tile images without borders, uint8 [3, H, W]: for a README or a thumbnail."""
+    rows = -(-len(images) // columns)
+    padded = torch.zeros(rows * columns, spec.channels, spec.size, spec.size, dtype=torch.uint8)
+    padded[: len(images)] = images
+    tiled = padded.view(rows, columns, spec.channels, spec.size, spec.size)
+    sheet = tiled.permute(2, 0, 3, 1, 4).reshape(spec.channels, rows * spec.size, -1)
+    return sheet.expand(3, -1, -1).contiguous()

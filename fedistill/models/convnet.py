@@ -1,0 +1,65 @@
+"""ConvNet: the small network of the dataset-distillation literature.
+
+`depth` blocks of 3x3 convolution, normalisation, ReLU and 2x2 average pooling, then one linear
+layer (Gidaris and Komodakis 2018; Zhao et al., "Dataset Condensation with Gradient Matching",
+2021). The instance-norm form is the one of DC, DM, MTT, IDC and DREAM; methods that match
+BatchNorm statistics need the batch-norm form (RDED, SRe2L on ConvNets).
+"""
+
+import math
+
+from torch import Tensor, nn
+
+WIDTH = 128  # DC, DM, MTT, IDC: 128 filters in every block
+
+
+def default_depth(size: int) -> int:
+    """Return the depth for an image size: 3 for 28 and 32 pixels, 4 for 64 (Tiny-ImageNet).
+
+    Pooling halves until a 4 x 4 map is left; never fewer than 2 blocks.
+    """
+    return max(2, math.ceil(math.log2(size / 4)))
+
+
+class ConvNet(nn.Module):
+    """A ConvNet for square images.
+
+    Args:
+        channels: of the image.
+        size: of the image in pixels; 28 is padded to 32 by the first convolution, as in DC.
+        num_classes: outputs.
+        depth: number of blocks; None: by image size.
+        width: filters of every block.
+        norm: "batch" or "instance" (GroupNorm with one channel a group).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        size: int,
+        num_classes: int,
+        *,
+        depth: int | None = None,
+        width: int = WIDTH,
+        norm: str = "batch",
+    ) -> None:
+        super().__init__()
+        depth = depth or default_depth(size)
+        padding = 3 if size == 28 else 1
+        size += 2 * (padding - 1)
+        layers: list[nn.Module] = []
+        for block in range(depth):
+            layers += [
+                nn.Conv2d(width if block else channels, width, 3, padding=1 if block else padding),
+                nn.BatchNorm2d(width) if norm == "batch" else nn.GroupNorm(width, width),
+                nn.ReLU(inplace=True),
+                nn.AvgPool2d(2),
+            ]
+            size //= 2
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(width * size * size, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images [B, C, H, W] to logits [B, num_classes]."""
+        logits: Tensor = self.classifier(self.features(images).flatten(1))
+        return logits

@@ -1,0 +1,338 @@
+"""Progress of long work, told across processes through one append-only file.
+
+The environment variable `FEDISTILL_PROGRESS` names a file of JSON lines. Whoever works appends
+an event with `Progress`; whoever watches tails the file with `ProgressDisplay`. A simulation's
+server and clients inherit the variable; where it is unset, reports go nowhere. Flower's own log
+would not do: it arrives in batches, seconds late.
+
+One event is one `write` of less than 4096 bytes to a file opened for appending, so that lines
+of several processes never mix.
+"""
+
+import contextlib
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+ENV = "FEDISTILL_PROGRESS"
+WRITE_EVERY_S = 0.2
+READ_EVERY_S = 0.2
+PLAIN_EVERY_S = 10.0
+# Characters; JSON makes at most 12 bytes of one, and a line must stay below 4096 bytes.
+MAX_NAME = 40
+MAX_NOTE = 200
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Event:
+    """`who` has done `done` of `total` steps of `stage`, at `at` seconds since the epoch."""
+
+    who: str
+    stage: str
+    done: int
+    total: int
+    note: str
+    at: float
+
+    @property
+    def finished(self) -> bool:
+        """Whether the stage is complete."""
+        return self.done >= self.total
+
+    def to_line(self) -> bytes:
+        """Encode as one line of JSON."""
+        return (json.dumps(asdict(self)) + "\n").encode("ascii")
+
+    @classmethod
+    def from_line(cls, line: bytes) -> "Event | None":
+        """Decode; None for a line that is broken, which a killed writer may leave."""
+        try:
+            event = cls(**json.loads(line))
+            return cls(
+                str(event.who),
+                str(event.stage),
+                int(event.done),
+                int(event.total),
+                str(event.note),
+                float(event.at),
+            )
+        except (ValueError, TypeError):
+            return None
+
+
+class Progress:
+    """Reports the progress of one worker; cheap enough to be called at every step.
+
+    Writes the first and the last event of every stage, and about five a second in between.
+    """
+
+    def __init__(
+        self,
+        who: str,
+        path: Path | None = None,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> None:
+        """Choose where reports go.
+
+        Args:
+            who: "server" or "client 3".
+            path: the file to append to; left out, `FEDISTILL_PROGRESS` names it.
+            on_event: called with every event that is not held back.
+        """
+        named = os.environ.get(ENV)
+        self._who = who[:MAX_NAME]
+        self._path = path or (Path(named) if named else None)
+        self._on_event = on_event
+        self._stage: str | None = None
+        self._next = 0.0  # on the monotonic clock
+        self._held: Event | None = None
+
+    def report(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Say that `done` of `total` steps of a stage are done; never fails.
+
+        Args:
+            stage: what is being done, for example "squeeze".
+            done: counts from 0.
+            total: when `done` reaches it, the stage is complete.
+            note: a few words, for example "loss 1.23".
+        """
+        if self._path is None and self._on_event is None:
+            return
+        stage, note = stage[:MAX_NAME], note[:MAX_NOTE]
+        event = Event(self._who, stage, int(done), int(total), note, time.time())
+        new_stage = stage != self._stage
+        if new_stage and self._held is not None:
+            self._emit(self._held)  # the last word on the stage before, however early it ended
+        if new_stage or event.finished or time.monotonic() >= self._next:
+            self._stage = stage
+            self._emit(event)
+        else:
+            self._held = event
+
+    def track(self, stage: str, items: Iterable[T], total: int | None = None) -> Iterator[T]:
+        """Yield the items and report after each.
+
+        Raises:
+            TypeError: `total` is left out and the items have no length.
+        """
+        if total is None:
+            if not isinstance(items, Sized):
+                raise TypeError(f"{type(items).__name__} has no length; pass `total`")
+            total = len(items)
+        self.report(stage, 0, total)
+        for done, item in enumerate(items, start=1):
+            yield item
+            self.report(stage, done, total)
+
+    def _emit(self, event: Event) -> None:
+        self._held = None
+        self._next = time.monotonic() + WRITE_EVERY_S
+        if self._on_event is not None:
+            self._on_event(event)
+        if self._path is None:
+            return
+        # A full disk or a removed folder must not end hours of training.
+        with contextlib.suppress(OSError):
+            file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(file, event.to_line())
+            finally:
+                os.close(file)
+
+
+class _Tail:
+    """Reads what was appended to a file since the last look."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+        self._rest = b""
+
+    def events(self) -> list[Event]:
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                new = file.read()
+        except OSError:  # nobody has written yet
+            return []
+        self._offset += len(new)
+        *lines, self._rest = (self._rest + new).split(b"\n")
+        return [event for line in lines if (event := Event.from_line(line)) is not None]
+
+
+@dataclass
+class _Worker:
+    """The last event of one worker, and the first of its stage (for the ETA)."""
+
+    first: Event
+    last: Event
+    printed: float = 0.0
+
+    def eta(self, now: float) -> str:
+        steps = self.last.done - self.first.done
+        if self.last.finished or steps <= 0:
+            return ""
+        pace = (self.last.at - self.first.at) / steps
+        left = pace * (self.last.total - self.last.done) - (now - self.last.at)
+        return format_seconds(max(left, 0.0))
+
+    def percent(self) -> int:
+        return min(100 * self.last.done // max(self.last.total, 1), 100)
+
+
+class ProgressDisplay:
+    """Shows the progress file: a live table on a terminal, plain lines elsewhere."""
+
+    def __init__(
+        self,
+        path: Path,
+        console: "Console | None" = None,
+        *,
+        clients: int = 0,
+        live: bool | None = None,
+    ) -> None:
+        """Prepare a display of `path`, which need not exist yet.
+
+        Args:
+            path: the progress file.
+            console: where to draw; left out, standard output.
+            clients: how many are expected, to count those that wait for their turn.
+            live: whether to draw a live table; left out, only on a real terminal.
+        """
+        from rich.console import Console
+
+        self._console = console or Console()
+        self._clients = clients
+        if live is None:
+            # Not `is_terminal`: FORCE_COLOR makes that true for the log files of CI, too.
+            live = self._console.file.isatty() and not self._console.is_dumb_terminal
+        self._is_live = live
+        self._tail = _Tail(path)
+        self._workers: dict[str, _Worker] = {}
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._resources = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        if self._is_live:
+            from rich.live import Live
+
+            self._resources.enter_context(
+                Live(get_renderable=self.table, console=self._console, refresh_per_second=4)
+            )
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._update()
+        self._resources.close()
+
+    def log(self, line: str) -> None:
+        """Print a line above the live table."""
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def table(self) -> "Table":
+        """Draw the state: busy workers, then a summary of those that do not fit."""
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table.grid(padding=(0, 1))
+        now = time.time()
+        with self._lock:
+            shown, summary = self._choose(max(self._console.height - 6, 4))
+            for worker in shown:
+                last = worker.last
+                table.add_row(
+                    Text(last.who, style="bold"),
+                    Text(last.stage, style="cyan"),
+                    ProgressBar(total=max(last.total, 1), completed=last.done, width=24),
+                    Text(f"{worker.percent()}%", justify="right"),
+                    Text("done" if last.finished else worker.eta(now), justify="right"),
+                    Text(last.note, style="dim", overflow="ellipsis", no_wrap=True),
+                )
+        outer = Table.grid()
+        outer.add_row(table)
+        if summary:
+            outer.add_row(Text(summary, style="dim"))
+        return outer
+
+    def _follow(self) -> None:
+        while not self._stop.wait(READ_EVERY_S):
+            self._update()
+
+    def _update(self) -> None:
+        for event in self._tail.events():
+            with self._lock:
+                worker = self._workers.get(event.who)
+                changed = worker is None or worker.last.stage != event.stage
+                if worker is None or changed:
+                    worker = self._workers[event.who] = _Worker(event, event)
+                elif event.done < worker.last.done:  # the same stage once more
+                    worker.first = event
+                worker.last = event
+            if not self._is_live:
+                self._print(worker, changed)
+
+    def _print(self, worker: _Worker, changed: bool) -> None:
+        last = worker.last
+        if changed or last.finished or last.at - worker.printed >= PLAIN_EVERY_S:
+            worker.printed = last.at
+            eta = worker.eta(last.at)
+            parts = [last.who, last.stage, f"{worker.percent()}%", f"({last.done}/{last.total})"]
+            self.log("  ".join([*parts, *([f"ETA {eta}"] if eta else []), last.note]).rstrip())
+
+    def _choose(self, room: int) -> tuple[list[_Worker], str]:
+        """Pick the workers that get a line, busy ones first, and sum up the others."""
+        ordered = sorted(self._workers.values(), key=lambda worker: _order(worker.last.who))
+        by_need = sorted(ordered, key=lambda worker: (worker.last.finished, _is_client(worker)))
+        chosen = {id(worker) for worker in by_need[:room]}
+        hidden = [worker for worker in ordered if id(worker) not in chosen]
+        counts: dict[str, int] = {}
+        for worker in hidden:
+            state = "done with" if worker.last.finished else "busy with"
+            key = f"{state} {worker.last.stage}"
+            counts[key] = counts.get(key, 0) + 1
+        waiting = self._clients - sum(map(_is_client, ordered))
+        if waiting > 0:
+            counts["waiting"] = waiting
+        summary = ", ".join(f"{count} {state}" for state, count in counts.items())
+        return [worker for worker in ordered if id(worker) in chosen], summary
+
+
+def format_seconds(seconds: float) -> str:
+    """Write a duration as m:ss or h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _is_client(worker: _Worker) -> bool:
+    return worker.last.who.startswith("client")
+
+
+def _order(who: str) -> tuple[bool, list[int | str]]:
+    """Clients by number, so that 10 comes after 9; everyone else below them."""
+    parts = [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", who)]
+    return not who.startswith("client"), parts

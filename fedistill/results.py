@@ -1,0 +1,114 @@
+"""The output folder of a run: who may write to it, and what result.json says.
+
+config.yaml      the resolved config         partition.json   who holds what
+result.json      every number                figures/         pictures
+tracking.jsonl   every event                 sets/ipc-10/     a distilled set
+"""
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedistill import __version__
+from fedistill.errors import OutputError, UserError
+
+RESULT = "result.json"
+FAILURE = "failure.json"
+CONFIG = "config.yaml"
+
+
+def check_free(folder: Path) -> None:
+    """Refuse an output folder that holds anything.
+
+    Raises:
+        OutputError: it does, or it is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"the output folder {folder} is a file; choose another --output")
+    held = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    if held:
+        what = "another run" if CONFIG in held else f"other files ({', '.join(held[:3])})"
+        raise OutputError(
+            f"the output folder {folder} already holds {what}; nothing was overwritten: "
+            "choose another --output, or remove the folder"
+        )
+
+
+def claim(folder: Path, config_yaml: str) -> None:
+    """Make the output folder this run's own, by writing its config there.
+
+    Raises:
+        OutputError: the folder holds something already, or cannot be written.
+    """
+    check_free(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Exclusive: of two runs that start at once, one gets the folder.
+        with (folder / CONFIG).open("x", encoding="utf-8") as file:
+            file.write(config_yaml)
+    except OSError as error:
+        raise OutputError(f"the output folder {folder} cannot be written: {error}") from error
+
+
+def write_json(path: Path, tree: Mapping[str, Any]) -> None:
+    """Write a JSON file in one step: a reader never sees half of it."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def write_failure(folder: Path, error: BaseException) -> None:
+    """Leave word of why a run failed, for the command that started it in another process."""
+    write_json(
+        folder / FAILURE,
+        {
+            "error": type(error).__name__,
+            "user_error": isinstance(error, UserError),
+            "message": str(error),
+        },
+    )
+
+
+def read_failure(folder: Path) -> dict[str, Any] | None:
+    """Return what `write_failure` left, if anything."""
+    path = folder / FAILURE
+    if not path.is_file():
+        return None
+    tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return tree
+
+
+def hardware() -> dict[str, Any]:
+    """Describe the machine that this process runs on."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count() or 1,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that decide a result."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"fedistill": __version__, "python": platform.python_version()}
+    for package in ("torch", "torchvision", "flwr", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,82 @@
+"""A client's share of the synthetic set, and the union of all shares (DB stage 3, "integrate")."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fedistill.images import DataSpec
+from fedistill.sets import SyntheticSet
+
+Curve = Sequence[tuple[int, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What one client delivers.
+
+    Attributes:
+        partition_id: of the client.
+        images: uint8 [M, C, H, W], class by class.
+        counts: images of each class, [num_classes]; they sum to M.
+        teachers: weights and buffers of the client's teachers; empty if they stay at home.
+        teacher_curve: (epoch, mean training loss) of the first teacher.
+        recover_curve: (iteration, loss) of the first batch of images.
+        seconds: by stage: squeeze, recover.
+    """
+
+    partition_id: int
+    images: Tensor
+    counts: tuple[int, ...]
+    teachers: tuple[Mapping[str, Tensor], ...] = ()
+    teacher_curve: Curve = ()
+    recover_curve: Curve = ()
+    seconds: Mapping[str, float]
+
+    def of_class(self, label: int) -> Tensor:
+        """Return the images of one class, in the order they were made."""
+        start = sum(self.counts[:label])
+        return self.images[start : start + self.counts[label]]
+
+    def extended(self, more: "Share") -> "Share":
+        """Append the images that the same client made later, class by class."""
+        parts = [
+            share.of_class(label) for label in range(len(self.counts)) for share in (self, more)
+        ]
+        return replace(
+            self,
+            images=torch.cat(parts),
+            counts=tuple(a + b for a, b in zip(self.counts, more.counts, strict=True)),
+            seconds={key: self.seconds[key] + more.seconds.get(key, 0.0) for key in self.seconds},
+        )
+
+
+def integrate(
+    shares: Sequence[Share], plan: Mapping[int, Sequence[int]], spec: DataSpec
+) -> SyntheticSet:
+    """Unite the shares into one set: for every class, the images that the plan asks of each client.
+
+    Args:
+        shares: in any order; the result does not depend on it.
+        plan: for each partition id, how many images of each class enter the set. A client may
+            have made more: the first ones count, so that small sets are part of larger ones.
+        spec: of the data set.
+
+    Returns:
+        A set ordered by class, within a class by client.
+    """
+    images, labels, clients = [], [], []
+    for label in range(spec.num_classes):
+        for share in sorted(shares, key=lambda share: share.partition_id):
+            count = plan.get(share.partition_id, [0] * spec.num_classes)[label]
+            assert count <= share.counts[label], (share.partition_id, label, count)
+            images.append(share.of_class(label)[:count])
+            labels += [label] * count
+            clients += [share.partition_id] * count
+    return SyntheticSet(
+        spec=spec,
+        images=torch.cat(images),
+        hard_labels=torch.tensor(labels),
+        clients=torch.tensor(clients),
+    )

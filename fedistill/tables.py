@@ -1,0 +1,118 @@
+"""What the commands print: tables for a terminal, drawn with rich."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fedistill import tracking
+from fedistill.sets import SyntheticSet
+from fedistill.student import Score
+
+_BASELINES = {
+    "random": "random real images, same labels",
+    "hard_label": "same images, hard labels",
+    "ensemble": "teacher ensemble (no set)",
+    "full_data": "all real data",
+}
+
+
+def print_result(result: Mapping[str, Any], folder: Path) -> None:
+    """Print the scores of a run, its costs, and where everything is."""
+    console = Console()
+    table = Table(title=f"{result['name']}: {result['clients']} clients", title_justify="left")
+    for name in ("IPC", "trained on", "model", "top-1 %", "std", "seeds"):
+        table.add_column(name, justify="left" if name in ("trained on", "model") else "right")
+    for ipc, found in result["sets"].items():
+        for model, score in found["students"].items():
+            table.add_row(ipc, "[bold]distilled set[/bold]", model, *_numbers(score), style="bold")
+        for name, score in found["baselines"].items():
+            table.add_row(ipc, _BASELINES.get(name, name), "", *_numbers(score))
+    teachers = result["teachers"]["top1"]
+    table.add_row(
+        "", "a client's own data (teachers)", "", *_numbers(Score(teachers, []).as_dict())
+    )
+    console.print(table)
+    seconds = ", ".join(f"{k} {v:.0f}" for k, v in result["seconds"].items() if v)
+    up, down = (_size(result["bytes"][way]) for way in ("up", "down"))
+    console.print(f"seconds: {seconds}\nbytes: {up} up, {down} down", highlight=False)
+    if result["absent_clients"]:
+        console.print(f"absent clients: {result['absent_clients']}", style="yellow")
+    if result.get("evaluated_on") == "validation":
+        console.print("tested on held-out training images, not on the test split")
+    console.print(f"results: {folder}", highlight=False, soft_wrap=True)
+    mlflow = result["mlflow"]
+    if mlflow["run_id"]:
+        line = tracking.ui_command(mlflow["tracking_uri"], mlflow["experiment_id"])
+        console.print(f"MLflow:  {line}", highlight=False, soft_wrap=True, markup=False)
+    else:
+        console.print(f"MLflow holds nothing of this run yet: fedistill track {folder}")
+
+
+def print_scores(scores: Mapping[str, Score], folder: Path) -> None:
+    """Print the accuracy of students trained on a set."""
+    table = Table(title=str(folder), title_justify="left")
+    for name in ("model", "top-1 %", "std", "seeds"):
+        table.add_column(name, justify="left" if name == "model" else "right")
+    for name, score in scores.items():
+        table.add_row(name, *_numbers(score.as_dict()))
+    Console().print(table)
+
+
+def print_set(synthetic: SyntheticSet, folder: Path) -> None:
+    """Print what a distilled set is and where it comes from."""
+    spec, labels = synthetic.spec, synthetic.soft_labels
+    rows = {
+        "set": str(folder),
+        "images": f"{len(synthetic)} of {spec.channels} x {spec.size} x {spec.size}",
+        "classes": ", ".join(spec.class_names[:20]) + (" ..." if spec.num_classes > 20 else ""),
+        "soft labels": f"{len(labels)} views of every image" if labels else "none",
+        "made by": f"{len(synthetic.clients.unique())} clients",
+        "SHA-256": synthetic.sha256,
+    }
+    recipe = synthetic.card.get("recipe", {}).get("distill", {})
+    if recipe:
+        rows["method"] = f"{recipe.get('name')} ({recipe.get('iterations', '?')} iterations)"
+    for name, score in synthetic.card.get("score", {}).items():
+        rows[f"score, {name}"] = f"{score['top1_mean']} +- {score['top1_std']} (n={score['n']})"
+    table = Table(show_header=False)
+    for key, value in rows.items():
+        table.add_row(key, value)
+    Console().print(table)
+
+
+def print_bench(measured: Mapping[str, Any]) -> None:
+    """Print the throughput of every stage."""
+    table = Table(title=measured["hardware"]["cpu"], title_justify="left")
+    for name in ("stage", "what is counted", "per second", "GFLOP/s", "share of peak"):
+        table.add_column(name, justify="left" if name in ("stage", "what is counted") else "right")
+    for stage, row in measured["stages"].items():
+        table.add_row(
+            stage,
+            row["unit"],
+            f"{row['per_second']:,.0f}",
+            f"{row['gflops']:,.1f}",
+            f"{100 * row['share_of_peak']:.0f} %",
+        )
+    console = Console()
+    console.print(table)
+    console.print(
+        f"peak: {measured['peak_gflops']:,.0f} GFLOP/s, the best of matrix products in "
+        f"{measured['precision']} with {measured['threads']} threads",
+        highlight=False,
+    )
+
+
+def _numbers(score: Mapping[str, Any]) -> tuple[str, str, str]:
+    std = f"{score['top1_std']:.2f}" if score["n"] > 1 else "-"
+    return f"{score['top1_mean']:.2f}", std, str(score["n"])
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"

@@ -1,0 +1,111 @@
+"""What every network is trained and tested with: precision, learning-rate curves, accuracy."""
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fedistill.images import DataSpec, ImageSet
+
+T = TypeVar("T")
+
+
+def side_by_side(jobs: Sequence[Callable[[], T]], device: torch.device) -> list[T]:
+    """Run independent jobs, on a CPU one for each core, each with one thread.
+
+    A small network gains more from a core of its own than from sharing two: twice the images a
+    second (experiments/LOG.md). Results come in the order of the jobs.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1 or len(jobs) == 1:
+        return [job() for job in jobs]
+
+    def alone(job: Callable[[], T]) -> T:
+        torch.set_num_threads(1)
+        return job()
+
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(alone, jobs))
+
+
+def device_for(gpus: float) -> torch.device:
+    """Return the device of a worker that was given a share of a GPU, or none."""
+    return torch.device("cuda" if gpus > 0 and torch.cuda.is_available() else "cpu")
+
+
+def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
+    """Return the type that convolutions run in.
+
+    "auto" is bfloat16 where matrix units for it exist (GPUs since Ampere, CPUs with AMX: 1.5 to
+    2 times faster here), else float32: without them bfloat16 is emulated and slower.
+    """
+    if precision != "auto":
+        return torch.bfloat16 if precision == "bfloat16" else torch.float32
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = bool(torch.cpu._is_amx_tile_supported())
+    return torch.bfloat16 if fast else torch.float32
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """Run the convolutions of a block in `dtype`; weights and statistics stay float32."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=True)
+
+
+def learning_rate_factor(schedule: str, done: float) -> float:
+    """Factor of the learning rate after a share `done` (0 to 1) of the training.
+
+    cosine ends at 0; half_cosine ends at one half (RDED; EDC's smoothing with zeta 2 is
+    (1 + cos(pi t / 2)) / 2 too); multistep halves at 0.8, 0.9 and 0.95 (EDC, CIFAR-10).
+    """
+    if schedule == "cosine":
+        return (1 + math.cos(math.pi * done)) / 2
+    if schedule == "half_cosine":
+        return (1 + math.cos(math.pi * done / 2)) / 2
+    if schedule == "multistep":
+        return 0.5 ** sum(done >= step for step in (0.8, 0.9, 0.95))
+    assert schedule == "constant", schedule
+    return 1.0
+
+
+def warmup_then_decay(warmup: float, done: float) -> float:
+    """Linear from 0 to 1 over the share `warmup`, then linear to 0 (Page 2018, airbench)."""
+    if done < warmup:
+        return done / warmup
+    return (1 - done) / (1 - warmup)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of all parameter groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+@torch.no_grad()
+def logits_of(
+    model: nn.Module, images: Tensor, spec: DataSpec, dtype: torch.dtype, batch_size: int = 500
+) -> Tensor:
+    """Return the logits of a network in eval mode for uint8 images, float32 [M, C]."""
+    device = next(model.parameters()).device
+    model.eval()
+    parts = []
+    for batch in images.split(batch_size):
+        inputs = spec.normalise(batch.to(device)).contiguous(memory_format=torch.channels_last)
+        with autocast(device, dtype):
+            parts.append(model(inputs).float())
+    return torch.cat(parts)
+
+
+def top1(logits: Tensor, labels: Tensor) -> float:
+    """Accuracy in percent."""
+    return 100 * (logits.argmax(1).cpu() == labels.cpu()).float().mean().item()
+
+
+def accuracy(model: nn.Module, data: ImageSet, spec: DataSpec, dtype: torch.dtype) -> float:
+    """Top-1 accuracy of a network on a whole split, in percent."""
+    return top1(logits_of(model, data.images, spec, dtype), data.labels)

@@ -1,0 +1,249 @@
+"""What travels between server and clients, as Flower records.
+
+Keys are kebab-case, as Flower's own. Nested values travel as one YAML or JSON string, tensors
+as arrays of their own type. Decoding checks everything that the code after it relies on, since
+what comes from the network is not to be trusted.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.common.serde import recorddict_to_proto
+from torch import Tensor
+
+from fedistill import config_file
+from fedistill.config import Config
+from fedistill.errors import WireError
+from fedistill.images import DataSpec
+from fedistill.shares import Share
+
+DESCRIBE = "query.describe"
+DISTILL = "train.distill"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a client says about itself.
+
+    Attributes:
+        partition_id: of the client.
+        histogram: images of each class in its shard.
+        machine: versions and hardware, for the record.
+    """
+
+    partition_id: int
+    histogram: list[int]
+    machine: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillRequest:
+    """What the server asks of a client: `counts` images of each class."""
+
+    config: Config
+    spec: DataSpec
+    partition_id: int
+    counts: list[int]
+    attempt: int = 0
+    teachers: tuple[Mapping[str, Tensor], ...] = ()
+
+
+def size(content: RecordDict) -> int:
+    """Return the bytes of a message's content as Flower serialises it."""
+    return int(recorddict_to_proto(content).ByteSize())
+
+
+def encode_describe_request(config: Config, spec: DataSpec, partition_id: int) -> RecordDict:
+    """Ask a client to describe the shard with this partition id."""
+    return RecordDict({"request": _request(config, spec, partition_id)})
+
+
+def decode_describe_request(content: RecordDict) -> tuple[Config, DataSpec, int]:
+    """Read what `encode_describe_request` wrote."""
+    request = _config_record(content, "request")
+    return _read_request(request)
+
+
+def encode_description(description: Description) -> RecordDict:
+    """Answer `query.describe`."""
+    return RecordDict(
+        {
+            "metrics": MetricRecord(
+                {
+                    "partition-id": description.partition_id,
+                    "histogram": description.histogram,
+                    "num-examples": sum(description.histogram),
+                }
+            ),
+            "machine": ConfigRecord(dict(description.machine)),
+        }
+    )
+
+
+def decode_description(content: RecordDict, num_classes: int) -> Description:
+    """Read a description and check it.
+
+    Raises:
+        WireError: it does not follow the contract.
+    """
+    metrics = _metric_record(content, "metrics")
+    histogram = _ints(metrics, "histogram")
+    if len(histogram) != num_classes or min(histogram) < 0:
+        raise WireError(f"histogram is {histogram}; expected {num_classes} counts")
+    machine = {str(k): str(v) for k, v in _config_record(content, "machine").items()}
+    return Description(_int(metrics, "partition-id"), histogram, machine)
+
+
+def encode_distill_request(request: DistillRequest) -> RecordDict:
+    """Ask a client for its share."""
+    record = _request(request.config, request.spec, request.partition_id)
+    record["counts"] = request.counts
+    record["attempt"] = request.attempt
+    return RecordDict({"request": record, **_encode_teachers(request.teachers)})
+
+
+def decode_distill_request(content: RecordDict) -> DistillRequest:
+    """Read what `encode_distill_request` wrote."""
+    record = _config_record(content, "request")
+    config, spec, partition_id = _read_request(record)
+    return DistillRequest(
+        config=config,
+        spec=spec,
+        partition_id=partition_id,
+        counts=_ints(record, "counts"),
+        attempt=_int(record, "attempt"),
+        teachers=_decode_teachers(content),
+    )
+
+
+def encode_share(share: Share) -> RecordDict:
+    """Answer `train.distill`."""
+    metrics: dict[str, Any] = {
+        "partition-id": share.partition_id,
+        "num-examples": len(share.images),
+        "counts": list(share.counts),
+    }
+    for stage, value in share.seconds.items():
+        metrics[f"seconds-{stage}"] = float(value)
+    for name, curve in (("teacher", share.teacher_curve), ("recover", share.recover_curve)):
+        metrics[f"{name}-curve-steps"] = [step for step, _ in curve]
+        metrics[f"{name}-curve-losses"] = [float(loss) for _, loss in curve]
+    return RecordDict(
+        {
+            "set": ArrayRecord({"images": Array(share.images.numpy())}),
+            "metrics": MetricRecord(metrics),
+            **_encode_teachers(share.teachers),
+        }
+    )
+
+
+def decode_share(content: RecordDict, request: DistillRequest) -> Share:
+    """Read a share and check that it is what was asked for.
+
+    Raises:
+        WireError: it is not.
+    """
+    metrics = _metric_record(content, "metrics")
+    partition_id, counts = _int(metrics, "partition-id"), _ints(metrics, "counts")
+    if partition_id != request.partition_id or counts != request.counts:
+        raise WireError(
+            f"the share is of partition {partition_id} with {counts} images per class; "
+            f"asked for partition {request.partition_id} with {request.counts}"
+        )
+    spec = request.spec
+    shape = (sum(counts), spec.channels, spec.size, spec.size)
+    arrays = content.array_records.get("set")
+    if arrays is None or "images" not in arrays:
+        raise WireError("the share holds no images")
+    images = torch.from_numpy(arrays["images"].numpy())
+    if images.dtype != torch.uint8 or tuple(images.shape) != shape:
+        raise WireError(
+            f"images are {images.dtype} {tuple(images.shape)}; expected torch.uint8 {shape}"
+        )
+    teachers = _decode_teachers(content)
+    for state in teachers:
+        for name, tensor in state.items():
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise WireError(f"the teacher's '{name}' holds values that are not finite")
+    return Share(
+        partition_id=partition_id,
+        images=images,
+        counts=tuple(counts),
+        teachers=teachers,
+        teacher_curve=_curve(metrics, "teacher"),
+        recover_curve=_curve(metrics, "recover"),
+        seconds={stage: _float(metrics, f"seconds-{stage}") for stage in ("squeeze", "recover")},
+    )
+
+
+def _request(config: Config, spec: DataSpec, partition_id: int) -> ConfigRecord:
+    return ConfigRecord(
+        {
+            "config-yaml": config_file.dump(config),
+            "spec-json": json.dumps(asdict(spec)),
+            "partition-id": partition_id,
+        }
+    )
+
+
+def _read_request(record: ConfigRecord) -> tuple[Config, DataSpec, int]:
+    config = config_file.loads(str(record["config-yaml"]), origin="the server's config")
+    spec = DataSpec.from_dict(json.loads(str(record["spec-json"])))
+    return config, spec, _int(record, "partition-id")
+
+
+def _encode_teachers(teachers: Sequence[Mapping[str, Tensor]]) -> dict[str, ArrayRecord]:
+    return {
+        f"teacher-{number}": ArrayRecord({key: Array(value) for key, value in state.items()})
+        for number, state in enumerate(teachers)
+    }
+
+
+def _decode_teachers(content: RecordDict) -> tuple[Mapping[str, Tensor], ...]:
+    keys = sorted(key for key in content.array_records if key.startswith("teacher-"))
+    return tuple(dict(content.array_records[key].to_torch_state_dict()) for key in keys)
+
+
+def _metric_record(content: RecordDict, name: str) -> MetricRecord:
+    if name not in content.metric_records:
+        raise WireError(f"the message holds no metric record '{name}'; it has {sorted(content)}")
+    return content.metric_records[name]
+
+
+def _config_record(content: RecordDict, name: str) -> ConfigRecord:
+    if name not in content.config_records:
+        raise WireError(f"the message holds no config record '{name}'; it has {sorted(content)}")
+    return content.config_records[name]
+
+
+def _int(record: Mapping[str, Any], key: str) -> int:
+    value = record.get(key)
+    if not isinstance(value, int):
+        raise WireError(f"'{key}' is {value!r}; expected an integer")
+    return value
+
+
+def _float(record: Mapping[str, Any], key: str) -> float:
+    value = record.get(key)
+    if not isinstance(value, int | float):
+        raise WireError(f"'{key}' is {value!r}; expected a number")
+    return float(value)
+
+
+def _ints(record: Mapping[str, Any], key: str) -> list[int]:
+    value = record.get(key)
+    if not isinstance(value, list) or not all(isinstance(item, int) for item in value):
+        raise WireError(f"'{key}' is {value!r}; expected a list of integers")
+    return list(value)
+
+
+def _curve(record: Mapping[str, Any], name: str) -> list[tuple[int, float]]:
+    steps = _ints(record, f"{name}-curve-steps")
+    losses = record.get(f"{name}-curve-losses")
+    if not isinstance(losses, list) or len(losses) != len(steps):
+        raise WireError(f"the curve '{name}' has {len(steps)} steps and other losses: {losses!r}")
+    return [(step, float(loss)) for step, loss in zip(steps, losses, strict=True)]

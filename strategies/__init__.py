@@ -1,0 +1,1 @@
+"""What the server does: strategies for Flower, and the ServerApp that composes them."""

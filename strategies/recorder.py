@@ -1,0 +1,211 @@
+"""Write a run down: journal (and through it MLflow), figures, sets, result.json."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedistill.partition import Partition
+
+from fedistill import client, config_file, figures, partition, results, tracking, wire
+from fedistill.config import Config
+from fedistill.data import Data
+from fedistill.evaluation import Scores
+from fedistill.shares import Share
+from fedistill.tracking import Journal
+from strategies.base import FedDistill, Traffic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """Knows the places and names under which everything of a run is kept."""
+
+    config: Config
+    output: Path
+    data: Data
+    journal: Journal
+
+    def start(self, tracking_uri: str) -> None:
+        """Open the journal with the parameters of the run."""
+        config = self.config
+        self.journal.start(
+            experiment=config.tracking.experiment or f"fedistill-{self.data.spec.name}",
+            run_name=f"{self._clients} {config.distill.name} {config.relabel.name} s{config.seed}",
+            tags={"config_hash": config_file.sha256(config), "config_name": config.name},
+            uri=tracking_uri or None,
+        )
+        self.journal.params(
+            {
+                **config_file.to_dict(config),
+                "num_clients": config.partition.clients,
+                "ipc": list(config.distill.ipc),
+                "dataset": self.data.spec.name,
+                "method": config.distill.name,
+                "data_fingerprint": self.data.fingerprint,
+            }
+        )
+        self.journal.artifact(self.output / results.CONFIG, "config")
+
+    @property
+    def _clients(self) -> str:
+        """Zero-padded, so that names sort by number of clients."""
+        return f"N={self.config.partition.clients:02d}"
+
+    def partition(self, parts: Partition) -> None:
+        """Keep who holds what, as a file and as a picture."""
+        labels, spec = self.data.train.labels, self.data.spec
+        path = self.output / "partition.json"
+        parts.save(path, labels, spec)
+        self.journal.artifact(path, "partition")
+        self._figure("partition", partition.figure(parts, labels, spec))
+
+    def clients(self, shares: Mapping[int, Share], top1: Mapping[int, float]) -> None:
+        """Keep what each client reported, and how good its teacher is."""
+        for number, share in sorted(shares.items()):
+            run = f"client/{number:02d}"
+            name = f"{self._clients} client={number:02d}"
+            self.journal.child(run, name, "client", {"partition_id": number})
+            self.journal.curve("teacher/train_loss", share.teacher_curve, run)
+            self.journal.curve("recover/loss", share.recover_curve, run)
+            seconds = {f"seconds/{stage}": value for stage, value in share.seconds.items()}
+            self.journal.metrics({"teacher/top1": top1[number], **seconds}, run=run)
+            self.journal.metrics({"teacher/top1_by_client": top1[number]}, step=number)
+        for title, x_label, field in (
+            ("Squeeze: loss of each client's teacher", "epoch", "teacher_curve"),
+            ("Recover: loss of each client's first batch", "iteration", "recover_curve"),
+        ):
+            curves = {f"client {n}": getattr(share, field) for n, share in sorted(shares.items())}
+            name = title.split(":")[0].lower() + "_loss"
+            self._figure(name, figures.loss_curves(curves, title, x_label))
+
+    def scores(self, ipc: int, scores: Scores, teacher_top1: Sequence[float]) -> None:
+        """Keep the accuracies of one set."""
+        run = f"ipc/{ipc:03d}"
+        self.journal.child(run, f"{self._clients} ipc={ipc:03d}", "ipc", {"ipc": ipc})
+        for kind, rows in (("student", scores.students), ("baseline", scores.baselines)):
+            for name, score in rows.items():
+                prefix = f"{kind}/{name}"
+                values = {f"{prefix}/top1_mean": score.mean, f"{prefix}/top1_std": score.std}
+                self.journal.metrics(values, run=run)
+                self.journal.curve(f"{prefix}/top1_seed", list(enumerate(score.top1)), run)
+                for seed, curve in enumerate(score.curves):
+                    self.journal.curve(f"{prefix}/train_loss_s{seed}", curve, run)
+        first = next(iter(scores.students.values()))
+        number = self.config.partition.clients
+        self.journal.metrics({"acc_mean": first.mean, "acc_std": first.std}, run=run)
+        self.journal.curve("acc_vs_clients", [(number, value) for value in first.top1], run)
+        self.journal.metrics(
+            {f"acc_mean/ipc_{ipc:03d}": first.mean, f"acc_std/ipc_{ipc:03d}": first.std}
+        )
+        self.journal.metrics({"acc_by_ipc/mean": first.mean}, step=ipc)
+        title = f"{self.data.spec.name}, {number} clients, IPC {ipc}"
+        bars = figures.score_bars(scores.students, scores.baselines, teacher_top1, title)
+        self._figure(f"scores_ipc-{ipc}", bars)
+
+    def sets(self, strategy: FedDistill, scores: Mapping[int, Scores]) -> None:
+        """Save the sets, each with its recipe, provenance and score."""
+        for ipc, synthetic in strategy.sets.items():
+            folder = self.output / "sets" / f"ipc-{ipc}"
+            synthetic.with_card(
+                recipe=config_file.to_dict(self.config),
+                provenance=self._provenance(strategy, ipc),
+                score=scores[ipc].as_dict()["students"],
+            ).save(folder)
+            self._figure(f"set_ipc-{ipc}", figures.image_sheet(synthetic))
+            self.journal.artifact(folder / "card.json", f"sets/ipc-{ipc}")
+            self.journal.artifact(folder / "images.safetensors", f"sets/ipc-{ipc}")
+
+    def result(
+        self,
+        strategy: FedDistill,
+        scores: Mapping[int, Scores],
+        teacher_top1: Mapping[int, float],
+        seconds: Mapping[str, float],
+    ) -> None:
+        """Write result.json (design.md section 7) and the metrics that sum the run up."""
+        traffic = strategy.traffic
+        total = {"up": traffic.total(traffic.up), "down": traffic.total(traffic.down)}
+        top1 = [round(value, 3) for _, value in sorted(teacher_top1.items())]
+        mean = round(sum(top1) / len(top1), 3)
+        rounded = {stage: round(value, 3) for stage, value in seconds.items()}
+        self.journal.metrics({f"bytes/{way}": count for way, count in total.items()})
+        self.journal.metrics({f"phase_seconds/{k}": value for k, value in rounded.items()})
+        self.journal.metrics({"teacher/top1_mean": mean})
+        results.write_json(
+            self.output / results.RESULT,
+            {
+                "name": self.config.name,
+                "seed": self.config.seed,
+                "config_sha256": config_file.sha256(self.config),
+                "hardware": results.hardware(),
+                "versions": results.versions(),
+                "clients": self.config.partition.clients,
+                "evaluated_on": "validation" if self.config.data.validation else "test",
+                "teachers": {"top1": top1, "top1_mean": mean},
+                "sets": {str(ipc): self._set(strategy, ipc, scores[ipc]) for ipc in strategy.sets},
+                "bytes": {**total, "per_client": self._traffic(traffic)},
+                "absent_clients": sorted(strategy.failures),
+                "seconds": rounded,
+                "uses_real_images": client.distiller_of(self.config).uses_real_images,
+                "mlflow": self._mlflow(),
+            },
+        )
+        self.journal.artifact(self.output / results.RESULT)
+
+    def _provenance(self, strategy: FedDistill, ipc: int) -> dict[str, Any]:
+        return {
+            "clients": self.config.partition.clients,
+            "absent_clients": sorted(strategy.failures),
+            "images_by_client": {str(n): sum(counts) for n, counts in strategy.plans[ipc].items()},
+            "data_fingerprint": self.data.fingerprint,
+            "config_sha256": config_file.sha256(self.config),
+            "uses_real_images": client.distiller_of(self.config).uses_real_images,
+            "versions": results.versions(),
+            "hardware": results.hardware(),
+        }
+
+    def _set(self, strategy: FedDistill, ipc: int, scores: Scores) -> dict[str, Any]:
+        folder = self.output / "sets" / f"ipc-{ipc}"
+        synthetic = strategy.sets[ipc]
+        return {
+            "sha256": synthetic.sha256,
+            "images": len(synthetic),
+            "bytes": {
+                kind: (folder / f"{kind}.safetensors").stat().st_size
+                for kind in ("images", "labels")
+            },
+            **scores.as_dict(),
+        }
+
+    def _traffic(self, traffic: Traffic) -> dict[str, Any]:
+        found = {}
+        for number in range(self.config.partition.clients):
+            up, down = traffic.up.get(number, {}), traffic.down.get(number, {})
+            found[str(number)] = {
+                "up": sum(up.values()),
+                "down": sum(down.values()),
+                "stages": {
+                    stage: {"up": up.get(stage, 0), "down": down.get(stage, 0)}
+                    for stage in (wire.DESCRIBE, wire.DISTILL)
+                },
+            }
+        return found
+
+    def _mlflow(self) -> dict[str, str | None]:
+        stored = tracking.stored_run(self.output)
+        return {
+            "tracking_uri": stored.tracking_uri if stored else None,
+            "experiment_id": stored.experiment_id if stored else None,
+            "run_id": stored.run_id if stored else None,
+        }
+
+    def _figure(self, name: str, figure: "Figure") -> None:
+        path = self.output / "figures" / f"{name}.png"
+        with suppress(OSError):  # a picture is not worth a run
+            path.parent.mkdir(exist_ok=True)
+            figure.savefig(path, dpi=130)
+            self.journal.artifact(path, "figures")
