@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-_STRICT: Mapping[str, Any] = {"extra": "forbid", "strict": False}
+# How pydantic reads a section, and the options of a part: no unknown keys, no nan, no infinity.
+STRICT: Mapping[str, Any] = {"extra": "forbid", "strict": False, "allow_inf_nan": False}
 
 
 def _check(*rules: tuple[bool, str]) -> None:
@@ -29,7 +30,7 @@ class DataConfig:
     `flip` says whether a mirrored image keeps its class; left out, the data set decides.
     """
 
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     name: str = "digits"
     fraction: float = 1.0
     validation: float = 0.0
@@ -48,7 +49,7 @@ class DataConfig:
 class PartitionConfig:
     """How the training split is dealt to the clients."""
 
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     name: Literal["iid", "dirichlet", "pathological", "shards", "quantity"] = "iid"
     clients: int = 5
     alpha: float = 0.5
@@ -79,7 +80,7 @@ class ModelConfig:
     `depth`, `width` and `norm` are for convnet alone; a depth left out follows the image size.
     """
 
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     name: str = "convnet"
     depth: int | None = None
     width: int | None = None
@@ -104,7 +105,7 @@ class TeacherConfig:
     `shift` pads by that many pixels and crops back at random; left out, an eighth of the image.
     """
 
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     epochs: int = 20
     batch_size: int = 128
     lr: float = 0.1
@@ -121,6 +122,13 @@ class TeacherConfig:
             (self.batch_size >= 2, f"batch_size is {self.batch_size}; accepted: 2 or more"),
             (self.lr > 0, f"lr is {self.lr}; accepted: above 0"),
             (0 <= self.warmup < 1, f"warmup is {self.warmup}; accepted: 0 to below 1"),
+            (0 <= self.momentum < 1, f"momentum is {self.momentum}; accepted: 0 to below 1"),
+            (self.weight_decay >= 0, f"weight_decay is {self.weight_decay}; accepted: 0 or more"),
+            (
+                0 <= self.label_smoothing < 1,
+                f"label_smoothing is {self.label_smoothing}; accepted: 0 to below 1",
+            ),
+            (self.shift is None or self.shift >= 0, f"shift is {self.shift}; accepted: 0 or more"),
         )
 
 
@@ -128,6 +136,7 @@ class TeacherConfig:
 class RegularizerConfig:
     """One extra loss term: the name of a part in `losses/`, its weight, and its own options."""
 
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     name: str
     weight: float
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -168,7 +177,7 @@ class RelabelConfig:
     The view keys left out come from the student protocol.
     """
 
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     name: Literal["mix", "own", "single", "mean"] = "mix"
     views: int = 300
     at: Literal["server"] = "server"
@@ -210,7 +219,7 @@ class StudentConfig:
     `ce_weight` adds cross-entropy on the hard labels. `batch_size` may be a table {ipc: size}.
     """
 
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     models: tuple[str | ModelConfig, ...] = ("convnet",)
     seeds: int = 5
     protocol: Literal["default", "sre2l", "rded", "edc"] = "default"
@@ -232,7 +241,7 @@ class StudentConfig:
         return tuple(model for model in self.models if isinstance(model, ModelConfig))
 
     def __post_init__(self) -> None:
-        sizes = self.batch_size or 1
+        sizes = 1 if self.batch_size is None else self.batch_size
         least = min(sizes.values(), default=0) if isinstance(sizes, dict) else sizes
         _check(
             (len(self.models) > 0, "models is empty; accepted: one or more models"),
@@ -243,6 +252,14 @@ class StudentConfig:
             ),
             (least >= 1, f"batch_size is {self.batch_size}; accepted: 1 or more"),
             (self.lr is None or self.lr > 0, f"lr is {self.lr}; accepted: above 0"),
+            (
+                self.weight_decay is None or self.weight_decay >= 0,
+                f"weight_decay is {self.weight_decay}; accepted: 0 or more",
+            ),
+            (
+                self.ce_weight is None or self.ce_weight >= 0,
+                f"ce_weight is {self.ce_weight}; accepted: 0 or more",
+            ),
             (
                 self.temperature is None or self.temperature > 0,
                 f"temperature is {self.temperature}; accepted: above 0",
@@ -255,7 +272,7 @@ class StudentConfig:
 class FederationConfig:
     """What the federation may use, and how long it waits."""
 
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     min_clients: int = 1
     deadline_s: float = 3600.0
     cpus_per_client: int = 1
@@ -280,7 +297,7 @@ class FederationConfig:
 class TrackingConfig:
     """Where MLflow records the run; null: a sqlite store in the current folder."""
 
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     enabled: bool = True
     uri: str | None = None
     experiment: str | None = None
@@ -290,7 +307,7 @@ class TrackingConfig:
 class PrivacyConfig:
     """What may leave a device. Only images optimised from noise may, unless this says more."""
 
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     allow_real_images: bool = False
 
 
@@ -298,7 +315,7 @@ class PrivacyConfig:
 class Config:
     """One experiment."""
 
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     name: str = "fedistill"
     seed: int = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -314,6 +331,9 @@ class Config:
     federation: FederationConfig = field(default_factory=FederationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+
+    def __post_init__(self) -> None:
+        _check((self.model != (), "model is an empty list; accepted: one or more models"))
 
     def teacher_model(self, partition_id: int) -> ModelConfig:
         """Return the model of one client: a list in the config is dealt round-robin."""

@@ -8,7 +8,7 @@ key left out its value, so that the resolved config tells the whole experiment.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from fedistill.errors import ConfigError, known_names
 
 _DISTILL_KEYS = {field.name for field in dataclasses.fields(DistillConfig)} - {"options"}
 _REGULARIZER_KEYS = {field.name for field in dataclasses.fields(RegularizerConfig)} - {"options"}
+_UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")  # pydantic's names
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -43,7 +44,7 @@ def loads(text: str, overrides: Sequence[str] = (), origin: str = "config") -> C
 
     try:
         tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2020-13-45
         raise ConfigError(f"{origin} is not valid YAML: {error}") from error
     if tree is None:
         tree = {}
@@ -56,7 +57,11 @@ def loads(text: str, overrides: Sequence[str] = (), origin: str = "config") -> C
 
 def from_dict(tree: Mapping[str, Any], origin: str = "config") -> Config:
     """Like `load`, from the tree that a YAML file holds."""
-    return _fill_in(_validate(json.loads(json.dumps(tree, default=str)), origin))
+    try:
+        plain = json.loads(json.dumps(tree, default=str))
+    except (TypeError, ValueError, RecursionError) as error:  # a date as key, an endless anchor
+        raise ConfigError(f"{origin} is not a tree of keys and plain values: {error}") from error
+    return _fill_in(_validate(plain, origin))
 
 
 def dump(config: Config) -> str:
@@ -111,7 +116,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set '{override}' is not of the form section.key=value")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"--set '{override}': the value is not valid YAML: {error}") from error
     *sections, last = key.split(".")
     node = tree
@@ -186,13 +191,16 @@ def _parse(
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(kind).validate_python(tree), []
+        made = TypeAdapter(kind).validate_python(tree)
+        return made, list(_booleans_as_numbers(tree, made, where))
     except ValidationError as invalid:
         found: dict[str, list[str]] = {}
         for error in invalid.errors():
             path = [part for part in error["loc"] if _is_key(part)]
+            if error["type"] in _UNKNOWN:  # its name may look like a tag
+                path = [*filter(_is_key, error["loc"][:-1]), error["loc"][-1]]
             name = ".".join([where, *map(str, path)] if where else map(str, path))
-            if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            if error["type"] in _UNKNOWN:
                 known = {*_known_keys(kind, path[:-1]), *extra_known}
                 text = f"unknown key; {known_names(str(path[-1]), known)}"
             elif error["type"] == "value_error":
@@ -202,6 +210,21 @@ def _parse(
                 text = f"is {error['input']!r}; accepted: {message}"
             found.setdefault(name, []).append(text)
         return None, [f"{name or 'config'}: {' or '.join(texts)}" for name, texts in found.items()]
+
+
+def _booleans_as_numbers(tree: Any, made: Any, where: str) -> Iterator[str]:
+    """Find each true or false that became a 1 or 0: a slip that would run as another experiment."""
+    if isinstance(tree, bool):
+        if not isinstance(made, bool):
+            yield f"{where}: is {tree}; accepted: a number"
+    elif isinstance(tree, dict):
+        for key, value in tree.items():
+            child = made.get(key) if isinstance(made, Mapping) else getattr(made, key, None)
+            if child is not None:
+                yield from _booleans_as_numbers(value, child, f"{where}.{key}" if where else key)
+    elif isinstance(tree, list) and isinstance(made, tuple | list):
+        for index, (value, child) in enumerate(zip(tree, made, strict=False)):
+            yield from _booleans_as_numbers(value, child, f"{where}.{index}")
 
 
 def _is_key(part: str | int) -> bool:

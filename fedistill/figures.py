@@ -77,14 +77,13 @@ def score_bars(
     for place, (_, score, colour) in enumerate(reversed(rows)):
         axes.barh(place, score.mean, xerr=score.std, color=colour, alpha=0.85, capsize=3)
         axes.plot(score.top1, [place] * len(score.top1), "o", ms=3, color="black", alpha=0.6)
-        axes.annotate(
-            f"{score.mean:.2f}",
-            (score.mean, place),
-            xytext=(-6, 0),
-            textcoords="offset points",
-            ha="right",
+        spread = f" ± {score.std:.2f}" if len(score.top1) > 1 else ""
+        axes.text(
+            1.02,
+            place,
+            f"{score.mean:.2f}{spread}",
+            transform=axes.get_yaxis_transform(),
             va="center",
-            color="white",
             fontsize=9,
         )
     axes.set_yticks(range(len(rows)), [name for name, _, _ in reversed(rows)])

@@ -37,13 +37,6 @@ Ints = npt.NDArray[np.int64]
 
 # flwr-datasets tries 11 times with each seed.
 _DIRICHLET_SEEDS = 5
-_OPTIONS = {
-    "iid": (),
-    "dirichlet": ("alpha",),
-    "pathological": ("classes_per_client",),
-    "shards": ("shards_per_client",),
-    "quantity": ("alpha",),
-}
 
 
 @dataclass(frozen=True)
@@ -247,14 +240,12 @@ def figure(partition: Partition, labels: Tensor, spec: DataSpec) -> "Figure":
     counts = np.array(partition.histograms(labels, spec.num_classes))
     clients, classes = counts.shape
     width = float(np.clip(2.6 + 0.52 * classes, 6.5, 14))
-    height = float(np.clip(1.7 + 0.34 * clients, 2.8, 12))
+    height = float(np.clip(1.7 + 0.34 * clients, 2.8, 11))
     drawing = Figure(figsize=(width, height), dpi=150, layout="constrained")
     held, sizes = drawing.subplots(1, 2, sharey=True, width_ratios=[width - 1.5, 1.5])
-    held.imshow(counts, cmap="Blues", vmin=0, vmax=counts.max() * 1.1, aspect="auto")
-    _write_counts(held, counts)
+    _draw_counts(held, counts)
     _name_ticks(held, spec.class_names, clients)
-    held.set(xlabel="class", ylabel="client")
-    held.tick_params(length=0)
+    held.set(xlabel="class", ylabel="client", ylim=(clients - 0.5, -0.5))
     held.spines[:].set_visible(False)
     held.set_title(_title(partition, spec), loc="left", fontsize=11, fontweight="bold")
 
@@ -267,26 +258,32 @@ def figure(partition: Partition, labels: Tensor, spec: DataSpec) -> "Figure":
     return drawing
 
 
-def _write_counts(axes: Any, counts: npt.NDArray[Any]) -> None:
-    """Write the numbers into the cells, unless there are too many to read."""
-    if counts.shape[1] > 20 or counts.shape[0] > 30:
+def _draw_counts(axes: Any, counts: npt.NDArray[Any]) -> None:
+    """Draw the table [N, C] in colours, with numbers, or with a scale where they do not fit."""
+    from matplotlib.colors import PowerNorm
+
+    clients, classes = counts.shape
+    # The square root keeps small counts apart from none. Full blue is kept out: text stands on it.
+    norm = PowerNorm(0.5, vmin=0, vmax=counts.max() * 1.2)
+    edges = np.arange(classes + 1) - 0.5, np.arange(clients + 1) - 0.5
+    look = {"cmap": "Blues", "norm": norm, "edgecolors": "white", "linewidth": 0.6}
+    cells = axes.pcolormesh(*edges, counts, **look)
+    if classes > 20 or clients > 30:
+        scale = axes.figure.colorbar(cells, ax=axes, pad=0.01, aspect=40)
+        scale.ax.set_ylim(0, counts.max())
+        scale.set_label("images of the class", fontsize=8)
+        scale.ax.tick_params(labelsize=8)
+        scale.outline.set_visible(False)
         return
-    dark = counts.max() * 0.6
     for (client, label), count in np.ndenumerate(counts):
-        text, colour = (f"{count}", "white" if count > dark else "#1d3557")
-        axes.text(
-            label,
-            client,
-            text if count else "\N{MIDDLE DOT}",
-            ha="center",
-            va="center",
-            fontsize=8,
-            color=colour if count else "#b0b8c0",
-        )
+        colour = "white" if norm(count) > 0.62 else "#1d3557"
+        look = {"ha": "center", "va": "center", "fontsize": 8, "color": colour}
+        axes.text(label, client, f"{count}" if count else "\N{MIDDLE DOT}", **look)
 
 
 def _name_ticks(axes: Any, names: tuple[str, ...], clients: int) -> None:
     """Name every class and client while there is room; number some of them otherwise."""
+    axes.tick_params(length=0)
     every = 1 if clients <= 30 else 5
     axes.set_yticks(range(0, clients, every), fontsize=8, labels=range(0, clients, every))
     if len(names) > 40:
@@ -304,7 +301,12 @@ def _name_ticks(axes: Any, names: tuple[str, ...], clients: int) -> None:
 
 
 def _title(partition: Partition, spec: DataSpec) -> str:
-    config = partition.config
-    options = [f"{key.replace('_', ' ')} {getattr(config, key)}" for key in _OPTIONS[config.name]]
-    number = f"{partition.num_partitions} client{'s' * (partition.num_partitions > 1)}"
-    return ", ".join([f"{spec.name}: {config.name}", *options, number])
+    config, number = partition.config, partition.num_partitions
+    scheme = {
+        "dirichlet": f"dirichlet, alpha {config.alpha:g}",
+        "pathological": f"pathological, classes per client: {config.classes_per_client}",
+        "shards": f"shards, per client: {config.shards_per_client}",
+        "quantity": f"quantity, alpha {config.alpha:g}",
+    }
+    title = f"{spec.name}: {scheme.get(config.name, config.name)}, {number} client"
+    return title if number == 1 else f"{title}s"

@@ -15,6 +15,7 @@ import os
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ ENV = "FEDISTILL_PROGRESS"
 WRITE_EVERY_S = 0.2
 READ_EVERY_S = 0.2
 PLAIN_EVERY_S = 10.0
+FEW = 8  # so many clients always get a line each
 # Characters; JSON makes at most 12 bytes of one, and a line must stay below 4096 bytes.
 MAX_NAME = 40
 MAX_NOTE = 200
@@ -304,21 +306,24 @@ class ProgressDisplay:
             self.log("  ".join([*parts, *([f"ETA {eta}"] if eta else []), last.note]).rstrip())
 
     def _choose(self, room: int) -> tuple[list[_Worker], str]:
-        """Pick the workers that get a line, busy ones first, and sum up the others."""
+        """Pick the workers that get a line, and sum up the others.
+
+        Everyone while they are few; else the server, and as many busy clients as there is room.
+        """
         ordered = sorted(self._workers.values(), key=lambda worker: _order(worker.last.who))
-        by_need = sorted(ordered, key=lambda worker: (worker.last.finished, _is_client(worker)))
-        chosen = {id(worker) for worker in by_need[:room]}
-        hidden = [worker for worker in ordered if id(worker) not in chosen]
-        counts: dict[str, int] = {}
-        for worker in hidden:
-            state = "done with" if worker.last.finished else "busy with"
-            key = f"{state} {worker.last.stage}"
-            counts[key] = counts.get(key, 0) + 1
-        waiting = self._clients - sum(map(_is_client, ordered))
-        if waiting > 0:
-            counts["waiting"] = waiting
-        summary = ", ".join(f"{count} {state}" for state, count in counts.items())
-        return [worker for worker in ordered if id(worker) in chosen], summary
+        clients = [worker for worker in ordered if _is_client(worker)]
+        shown = clients
+        if len(clients) > FEW:
+            shown = [worker for worker in clients if not worker.last.finished][:room]
+        counts = Counter(
+            f"{'done with' if worker.last.finished else 'busy with'} {worker.last.stage}"
+            for worker in clients
+            if worker not in shown
+        )
+        counts["waiting"] = self._clients - len(clients)
+        summary = ", ".join(f"{count} {state}" for state, count in counts.items() if count > 0)
+        others = [worker for worker in ordered if not _is_client(worker)]
+        return shown + others, f"clients: {summary}" if summary else ""
 
 
 def format_seconds(seconds: float) -> str:

@@ -154,7 +154,7 @@ class SyntheticSet:
                 soft_labels=soft_labels,
                 card={key: value for key, value in card.items() if key not in own},
             )
-        except (SafetensorError, KeyError, TypeError) as error:
+        except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise SetError(
                 f"{folder} does not hold a distilled set that can be read: {error!r}"
             ) from error
@@ -177,7 +177,8 @@ def _read_card(folder: Path) -> dict[str, Any]:
         card = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SetError(f"{path} cannot be read: {error}") from error
-    if not isinstance(card, dict) or not {"format", "sha256", "spec", "files"} <= card.keys():
+    own = {"format": int, "sha256": str, "spec": dict, "files": dict}
+    if not isinstance(card, dict) or not all(isinstance(card.get(k), own[k]) for k in own):
         raise SetError(f"{path} is not the card of a distilled set; fetch the set again")
     if card["format"] != FORMAT:
         raise SetError(f"{path} has format {card['format']}; this fedistill reads format {FORMAT}")
@@ -186,7 +187,8 @@ def _read_card(folder: Path) -> dict[str, Any]:
 
 def _check_files(folder: Path, card: Mapping[str, Any]) -> None:
     for name in ("images.safetensors", *(["labels.safetensors"] if "views" in card else [])):
-        expected = card["files"].get(name, {}).get("sha256", "")
+        entry = card["files"].get(name)
+        expected = str(entry.get("sha256")) if isinstance(entry, dict) else "nothing"
         if not (folder / name).is_file():
             raise SetError(f"{folder}: {name} is missing; fetch the set again")
         found = _file_sha256(folder / name)

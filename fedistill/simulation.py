@@ -34,7 +34,7 @@ import tomli_w
 from fedistill.errors import ConfigError, RunError
 
 START_TIMEOUT_S = 60.0
-STOP_TIMEOUT_S = 10.0
+CLI_TIMEOUT_S = 30.0
 GRACE_S = 3.0
 SUPERLINK = "simulation"  # the name of our SuperLink in our own FLWR_HOME
 MARK = "FEDISTILL_SIMULATION"  # every process of a simulation inherits this variable
@@ -97,12 +97,13 @@ class Simulation:
             # Not below `work`: Ray's sockets lie here, and their paths end at 107 characters.
             short = "/tmp" if os.path.isdir("/tmp") else None
             scratch = tempfile.mkdtemp(prefix="fd-", dir=short)
+            resources.callback(shutil.rmtree, scratch, ignore_errors=True)
             self._port = _free_port()
             self._env = _environment(self.work, scratch, self._extra)
             _write_home(self.work, self._port)
             process = self._start_superlink()
             resources.callback(process.wait)
-            resources.callback(_terminate, process.pid, scratch, process.poll)
+            resources.callback(_terminate, process.pid, scratch)
             resources.enter_context(_watcher(process.pid, scratch))
             self._superlink = process
             self._resources = resources.pop_all()
@@ -210,42 +211,44 @@ class Simulation:
                     on_line(line)
             except BaseException:
                 process.kill()
-                self._stop(run_id)
+                if run_id:
+                    self._flwr("stop", run_id, SUPERLINK)
                 raise
         if not run_id:
             self._check_superlink()
             raise RunError("Flower refused the run:\n" + "\n".join(lines))
         return run_id
 
-    def _stop(self, run_id: str) -> None:
-        if run_id:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._flwr("stop", run_id, SUPERLINK, timeout=STOP_TIMEOUT_S)
-
     def _outcome(self, run_id: str) -> Outcome:
         """Ask how a run ended: `flwr run` exits with 0 also when the run failed."""
         deadline = time.monotonic() + START_TIMEOUT_S
-        while time.monotonic() < deadline:
+        while True:
             self._check_superlink()
             answer = self._flwr("list", SUPERLINK, "--run-id", run_id, "--format", "json")
-            outcome = parse_outcome(answer.stdout, run_id)
+            outcome = parse_outcome(answer, run_id)
             if outcome is not None:
                 return outcome
+            if run_id in answer:  # only the log has ended, the run goes on
+                deadline = time.monotonic() + START_TIMEOUT_S
+            elif time.monotonic() > deadline:
+                raise RunError(f"Flower does not tell how run {run_id} ended; it says: {answer}")
             time.sleep(0.5)
-        raise RunError(f"Flower does not tell how run {run_id} ended; it answers: {answer}")
 
-    def _flwr(
-        self, *arguments: str, timeout: float = START_TIMEOUT_S
-    ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [_command("flwr"), *arguments],
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=timeout,
-            check=False,
-            **self._surroundings(),
-        )
+    def _flwr(self, *arguments: str) -> str:
+        """Run a short `flwr` command and return what it prints; nothing when it hangs."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            answer: str = subprocess.run(
+                [_command("flwr"), *arguments],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                encoding="utf-8",
+                errors="replace",
+                timeout=CLI_TIMEOUT_S,
+                check=False,
+                **self._surroundings(),
+            ).stdout
+            return answer
+        return ""
 
 
 def stage_app(work: Path) -> Path:
@@ -399,7 +402,7 @@ def _watcher(superlink: int, scratch: str) -> Iterator[None]:
             process.kill()
 
 
-def _terminate(superlink: int, scratch: str, reap: Callable[[], object] = lambda: None) -> None:
+def _terminate(superlink: int, scratch: str) -> None:
     """End the SuperLink and all that it started, and remove their temporary files.
 
     What is not gone in time is killed: the process of a ServerApp does not end before its
@@ -412,12 +415,11 @@ def _terminate(superlink: int, scratch: str, reap: Callable[[], object] = lambda
         deadline = time.monotonic() + GRACE_S
         while _members(sessions) and time.monotonic() < deadline:
             time.sleep(0.1)
-            reap()
     finally:
         for pid in _members(sessions):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)  # here too, for the watcher
 
 
 def _marked(scratch: str) -> list[int]:
@@ -440,10 +442,14 @@ def _members(sessions: set[int]) -> list[int]:
 
 
 def _session(pid: int) -> int:
+    """The session of a process that is alive; -1 for one that has ended."""
     try:
-        return os.getsid(pid)
-    except ProcessLookupError:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
         return -1
+    # pid (command) state parent group session ...; a command may hold spaces
+    state, _, _, session = stat.rpartition(")")[2].split()[:4]
+    return -1 if state == "Z" else int(session)
 
 
 def _pids() -> list[int]:

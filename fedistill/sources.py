@@ -263,8 +263,9 @@ def _files(classes: Mapping[str, Path]) -> Iterator[list[Sample]]:
 
 def names_of(found: list[Any]) -> tuple[str, ...]:
     """Name classes that have no names: texts by themselves, numbers by their digits."""
-    if all(isinstance(label, int) for label in found):
-        return tuple(str(number) for number in range(max(found) + 1))
+    numbers = [label for label in found if isinstance(label, int)]
+    if numbers:
+        return tuple(str(number) for number in range(max(numbers) + 1))
     return tuple(sorted({label for label in found if isinstance(label, str)}))
 
 

@@ -159,12 +159,14 @@ def decode_share(content: RecordDict, request: DistillRequest) -> Share:
     arrays = content.array_records.get("set")
     if arrays is None or "images" not in arrays:
         raise WireError("the share holds no images")
-    images = torch.from_numpy(arrays["images"].numpy())
+    images = _tensor("images", arrays["images"])
     if images.dtype != torch.uint8 or tuple(images.shape) != shape:
         raise WireError(
             f"images are {images.dtype} {tuple(images.shape)}; expected torch.uint8 {shape}"
         )
     teachers = _decode_teachers(content)
+    if not teachers:
+        raise WireError("the share holds no teacher")
     for state in teachers:
         for name, tensor in state.items():
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
@@ -205,7 +207,17 @@ def _encode_teachers(teachers: Sequence[Mapping[str, Tensor]]) -> dict[str, Arra
 
 def _decode_teachers(content: RecordDict) -> tuple[Mapping[str, Tensor], ...]:
     keys = sorted(key for key in content.array_records if key.startswith("teacher-"))
-    return tuple(dict(content.array_records[key].to_torch_state_dict()) for key in keys)
+    return tuple(
+        {name: _tensor(name, array) for name, array in content.array_records[key].items()}
+        for key in keys
+    )
+
+
+def _tensor(name: str, array: Array) -> Tensor:
+    try:
+        return torch.from_numpy(array.numpy())
+    except (EOFError, OSError, TypeError, ValueError) as error:
+        raise WireError(f"the array '{name}' cannot be read: {error}") from error
 
 
 def _metric_record(content: RecordDict, name: str) -> MetricRecord:

@@ -139,12 +139,7 @@ class FedDistill(Strategy):
             if metrics is not None:
                 result.train_metrics_clientapp[server_round] = metrics
             self._deal_again()
-        self.teachers = {
-            client: restore_teacher(self.config, self.spec, client, share.teachers[0]).to(
-                self.device
-            )
-            for client, share in sorted(self.shares.items())
-        }
+        self.teachers = dict(sorted(self.teachers.items()))
         started = time.perf_counter()
         for ipc, plan in self.plans.items():
             self.sets[ipc] = self.refine(integrate(list(self.shares.values()), plan, self.spec))
@@ -186,17 +181,20 @@ class FedDistill(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Keep the shares that arrived; a client whose reply is not a share has failed."""
         received = 0
-        for client, content in self._good(replies).items():
+        good = self._good(replies)
+        for client, content in good.items():
             try:
                 share = wire.decode_share(content, self._requests[client])
-            except WireError as error:
+                teacher = restore_teacher(self.config, self.spec, client, share.teachers[0])
+            except (WireError, RuntimeError) as error:
                 self._fail(client, f"its reply was refused: {error}")
                 continue
+            self.teachers[client] = teacher.to(self.device)
             known = self.shares.get(client)
             self.shares[client] = share if known is None else known.extended(share)
             received += len(share.images)
         for client in self._requests:
-            if client not in self.shares:
+            if client not in good:  # also one that answered before: it would be asked for ever
                 self._fail(client, f"no answer within {self.config.federation.deadline_s:g} s")
         log(INFO, "distill: received %s images, %s clients failed", received, len(self.failures))
         return None, MetricRecord({"images": received, "failures": len(self.failures)})
@@ -371,6 +369,7 @@ class FedDistill(Strategy):
             return
         self.failures[client] = reason
         self.shares.pop(client, None)
+        self.teachers.pop(client, None)
         log(WARNING, "client %s failed and is left out:\n%s", client, reason)
 
 

@@ -119,7 +119,8 @@ class Experiment:
             if full_data is not None:  # the same for every set: trained once
                 once["full_data"] = found.baselines["full_data"]
                 full_data = None
-            self.scores[ipc] = Scores(found.students, {**found.baselines, **once})
+            rows = {**found.baselines, **once}
+            self.scores[ipc] = Scores(found.students, {name: rows[name] for name in wanted})
             self.record.scores(ipc, self.scores[ipc], top1)
             for name, score in found.students.items():
                 metrics[f"ipc-{ipc}/{name}/top1-mean"] = score.mean

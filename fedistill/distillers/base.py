@@ -1,12 +1,14 @@
 """What a distiller is: options in a frozen dataclass, and one method that makes images."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from fedistill.config import STRICT
 from fedistill.images import DataSpec, ImageSet
 from fedistill.losses.base import Regularizer
 from fedistill.seeding import generator
@@ -69,6 +71,8 @@ class Distilled:
 
 class Distiller(ABC):
     """Makes synthetic images from a shard and its teachers."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
 
     @property
     def uses_real_images(self) -> bool:

@@ -1,12 +1,18 @@
 """What an extra loss term looks like: a frozen dataclass of options that can be called."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from torch import Tensor
+
+from fedistill.config import STRICT
 
 
 class Regularizer(ABC):
     """A term added to the image loss of any distiller."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
 
     @abstractmethod
     def __call__(self, images: Tensor, labels: Tensor, logits: Tensor) -> Tensor:

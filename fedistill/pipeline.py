@@ -1,0 +1,82 @@
+"""The whole method on one page: config to distilled sets and their scores, without Flower.
+
+    data -> partition -> [each client: squeeze -> recover] -> integrate -> mix-relabel -> students
+
+The apps in `client_app.py` and `strategies/` call the same functions with messages in between;
+the sets have the same SHA-256. It needs torch alone, so it also runs where Flower is not
+installed: `python -m fedistill.pipeline CONFIG` (pyyaml and pydantic to read the file).
+"""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedistill import config_file, data, evaluation, partition, slots
+from fedistill.client import check, make_share, restore_teacher, set_threads
+from fedistill.config import Config
+from fedistill.evaluation import Evaluator, Scores
+from fedistill.relabel import relabel
+from fedistill.sets import SyntheticSet
+from fedistill.shares import integrate
+from fedistill.training import device_for, resolve_precision
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One distilled set and what it is worth."""
+
+    synthetic: SyntheticSet
+    scores: Scores
+
+
+def run(config: Config) -> dict[int, Outcome]:
+    """Run an experiment in this process, one client after the other.
+
+    Returns:
+        For each IPC, the relabelled set and its scores.
+    """
+    loaded = data.load(config.data, config.seed)
+    spec = loaded.spec
+    check(config, spec)
+    parts = partition.split(loaded.train.labels, spec.num_classes, config.partition, config.seed)
+
+    # Every client makes as many images as its largest share of any set; small sets are prefixes.
+    histograms = dict(enumerate(parts.histograms(loaded.train.labels, spec.num_classes)))
+    plans = {
+        ipc: slots.allocate(histograms, [ipc] * spec.num_classes) for ipc in config.distill.ipc
+    }
+    wanted = slots.largest(list(plans.values()))
+    shares = [
+        make_share(config, spec, loaded.train.select(index), wanted[number], partition_id=number)
+        for number, index in enumerate(parts.indices)
+    ]
+
+    set_threads(os.cpu_count() or 1)
+    device = device_for(1.0)
+    dtype = resolve_precision(config.precision, device)
+    teachers = {
+        share.partition_id: restore_teacher(config, spec, share.partition_id, share.teachers[0]).to(
+            device
+        )
+        for share in shares
+    }
+
+    def refine(synthetic: SyntheticSet) -> SyntheticSet:
+        return relabel(
+            synthetic, teachers, config.relabel, seed=config.seed, device=device, dtype=dtype
+        )
+
+    evaluator = Evaluator(config=config, spec=spec, test=loaded.test, device=device, dtype=dtype)
+    outcomes = {}
+    for ipc, plan in plans.items():
+        synthetic = refine(integrate(shares, plan, spec))
+        rivals = evaluation.rivals(config, synthetic, loaded.train, parts.indices, plan, refine)
+        full_data = loaded.train if "full_data" in config.baselines else None
+        outcomes[ipc] = Outcome(synthetic, evaluator.score(synthetic, rivals, full_data))
+    return outcomes
+
+
+if __name__ == "__main__":
+    for size, outcome in run(config_file.load(Path(sys.argv[1]), sys.argv[2:])).items():
+        print(f"IPC {size}: {outcome.synthetic.sha256[:12]} {outcome.scores.as_dict()}")

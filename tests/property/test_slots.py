@@ -1,0 +1,107 @@
+"""Slots: the budget is exact, and dealt by the rule of methods.md section 11."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedistill import slots
+from fedistill.slots import Plan
+
+ipcs = st.integers(1, 12)
+class_counts = st.integers(1, 10)
+
+
+@st.composite
+def uneven(draw: st.DrawFn) -> dict[int, list[int]]:
+    """Clients that hold some of the classes; every class is held by somebody."""
+    ids = sorted(draw(st.sets(st.integers(0, 40), min_size=1, max_size=8)))
+    classes = draw(class_counts)
+    counts = st.lists(st.integers(0, 3), min_size=classes, max_size=classes)
+    held = {client: draw(counts) for client in ids}
+    for label in range(classes):
+        held[draw(st.sampled_from(ids))][label] += 1
+    return held
+
+
+def by_the_rule(held: dict[int, list[int]], wanted: list[int]) -> Plan:
+    """Slot i = c * IPC + s to holder i mod n, written as one loop over all slots."""
+    owners = [label for label, count in enumerate(wanted) for _ in range(count)]
+    plan = {client: [0] * len(wanted) for client in held}
+    for i, label in enumerate(owners):
+        holders = sorted(client for client, counts in held.items() if counts[label])
+        plan[holders[i % len(holders)]][label] += 1
+    return plan
+
+
+@given(held=uneven(), ipc=ipcs)
+def test_every_class_gets_exactly_its_budget(held, ipc):
+    classes = len(next(iter(held.values())))
+    plan = slots.allocate(held, [ipc] * classes)
+    assert plan.keys() == held.keys()
+    assert [sum(column) for column in zip(*plan.values(), strict=True)] == [ipc] * classes
+
+
+@given(held=uneven(), data=st.data())
+def test_slots_are_dealt_by_the_rule(held, data):
+    classes = len(next(iter(held.values())))
+    wanted = data.draw(st.lists(st.integers(0, 6), min_size=classes, max_size=classes))
+    assert slots.allocate(held, wanted) == by_the_rule(held, wanted)
+
+
+@given(held=uneven(), ipc=ipcs)
+def test_nobody_makes_a_class_that_it_does_not_hold(held, ipc):
+    plan = slots.allocate(held, [ipc] * len(next(iter(held.values()))))
+    for client, counts in plan.items():
+        assert all(held[client][label] for label, count in enumerate(counts) if count)
+
+
+@given(clients=st.integers(1, 30), classes=class_counts, ipc=ipcs)
+def test_clients_that_hold_everything_share_alike(clients, classes, ipc):
+    plan = slots.allocate({n: [1] * classes for n in range(clients)}, [ipc] * classes)
+    totals = [sum(counts) for counts in plan.values()]
+    assert max(totals) - min(totals) <= 1
+    for label in range(classes):
+        column = [counts[label] for counts in plan.values()]
+        assert max(column) - min(column) <= 1  # distinct clients while IPC <= N
+
+
+@given(held=uneven(), ipc=ipcs)
+def test_the_order_of_the_clients_does_not_matter(held, ipc):
+    wanted = [ipc] * len(next(iter(held.values())))
+    backwards = dict(reversed(held.items()))
+    assert slots.allocate(backwards, wanted) == slots.allocate(held, wanted)
+
+
+def test_more_clients_than_images_leave_some_without_work():
+    plan = slots.allocate({client: [5, 5] for client in range(5)}, [1, 1])
+    assert plan == {0: [1, 0], 1: [0, 1], 2: [0, 0], 3: [0, 0], 4: [0, 0]}
+
+
+def test_the_remainder_moves_on_from_class_to_class():
+    plan = slots.allocate({client: [9] * 3 for client in range(3)}, [4] * 3)
+    assert plan == {0: [2, 1, 1], 1: [1, 2, 1], 2: [1, 1, 2]}
+
+
+def test_a_class_that_nobody_holds_is_named():
+    with pytest.raises(LookupError) as raised:
+        slots.allocate({0: [3, 0, 1], 1: [1, 0, 0]}, [1, 1, 1])
+    assert raised.value.args == (1,)
+    assert slots.allocate({0: [3, 0]}, [2, 0]) == {0: [2, 0]}
+
+
+def test_plans_add_up_also_when_clients_differ():
+    assert slots.add({2: [1, 0], 0: [1, 1]}, {2: [0, 3], 5: [4, 4]}) == {
+        0: [1, 1],
+        2: [1, 3],
+        5: [4, 4],
+    }
+
+
+@given(held=uneven(), sizes=st.sets(ipcs, min_size=1, max_size=4))
+def test_the_largest_plan_serves_each_of_them(held, sizes):
+    classes = len(next(iter(held.values())))
+    plans = [slots.allocate(held, [ipc] * classes) for ipc in sorted(sizes)]
+    largest = slots.largest(plans)
+    for client, counts in largest.items():
+        columns = zip(counts, *(plan[client] for plan in plans), strict=True)
+        assert all(most == max(others) for most, *others in columns)

@@ -1,0 +1,237 @@
+"""Synthetic sets: what is hashed, what is written, and what damage is found."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fakes import run_python, tiny_images, tiny_set, tiny_spec
+
+from fedistill import crops
+from fedistill.errors import SetError
+from fedistill.images import DataSpec, ImageSet
+from fedistill.seeding import generator
+from fedistill.sets import SoftLabels, SyntheticSet
+
+COLOUR = tiny_spec(channels=3)
+
+
+@pytest.mark.parametrize("views", [0, 4])
+@pytest.mark.parametrize("spec", [tiny_spec(), COLOUR], ids=["grey", "colour"])
+def test_a_set_comes_back_bit_for_bit(tmp_path: Path, views: int, spec: DataSpec):
+    before = tiny_set(views=views, spec=spec)
+    before.save(tmp_path / "set")
+    after = SyntheticSet.load(tmp_path / "set")
+    assert after.spec == before.spec
+    for name in ("images", "hard_labels", "clients"):
+        old, new = getattr(before, name), getattr(after, name)
+        assert old.dtype == new.dtype
+        assert torch.equal(old, new)
+    assert after.card == before.card
+    assert after.sha256 == before.sha256
+    assert (after.soft_labels is None) == (views == 0)
+    if before.soft_labels and after.soft_labels:
+        assert torch.equal(before.soft_labels.logits, after.soft_labels.logits)
+        assert after.soft_labels.logits.dtype == torch.float16
+        assert after.soft_labels.options == before.soft_labels.options
+
+
+def test_saving_what_was_loaded_writes_the_same_files(tmp_path: Path):
+    tiny_set(views=2).save(tmp_path / "first")
+    SyntheticSet.load(tmp_path / "first").save(tmp_path / "second")
+    for path in sorted((tmp_path / "first").iterdir()):
+        assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes(), path.name
+
+
+def test_loading_needs_torch_and_safetensors_alone(tmp_path: Path):
+    synthetic = tiny_set(views=3)
+    synthetic.save(tmp_path / "set")
+    code = f"""
+from fedistill.sets import SyntheticSet
+loaded = SyntheticSet.load({str(tmp_path / "set")!r})
+views = loaded.soft_labels.views(1, 8)
+print(loaded.sha256, len(loaded), float(views.boxes.sum()))
+"""
+    blocked = ("flwr", "mlflow", "pydantic", "yaml", "torchvision", "datasets", "flwr_datasets")
+    more = ("sklearn", "matplotlib", "typer", "rich", "ray", "PIL", "pandas", "scipy")
+    sha256, count, boxes = run_python(code, [*blocked, *more]).split()
+    assert (sha256, int(count)) == (synthetic.sha256, len(synthetic))
+    assert synthetic.soft_labels is not None
+    assert float(boxes) == float(synthetic.soft_labels.views(1, 8).boxes.sum())
+
+
+def change(index: int = 0) -> Callable[[torch.Tensor], torch.Tensor]:
+    def changed(tensor: torch.Tensor) -> torch.Tensor:
+        copy = tensor.clone()
+        copy.view(-1)[index] += 1
+        return copy
+
+    return changed
+
+
+def relabelled(synthetic: SyntheticSet, **changes: Any) -> SyntheticSet:
+    assert synthetic.soft_labels is not None
+    return replace(synthetic, soft_labels=replace(synthetic.soft_labels, **changes))
+
+
+def test_the_hash_sees_everything_that_a_student_sees():
+    synthetic = tiny_set(views=2)
+    assert synthetic.soft_labels is not None
+    options, logits = synthetic.soft_labels.options, synthetic.soft_labels.logits
+    others = {
+        "a pixel": replace(synthetic, images=change()(synthetic.images)),
+        "a label": replace(synthetic, hard_labels=change()(synthetic.hard_labels)),
+        "a client": replace(synthetic, clients=change()(synthetic.clients)),
+        "a logit": relabelled(synthetic, logits=change(5)(logits)),
+        "the seed": relabelled(synthetic, seed=6),
+        "the views": relabelled(synthetic, options=replace(options, shift=2)),
+        "the mean": replace(synthetic, spec=replace(synthetic.spec, mean=(0.41,))),
+        "a class name": replace(synthetic, spec=replace(synthetic.spec, class_names=tuple("abd"))),
+        "no soft labels": replace(synthetic, soft_labels=None),
+        "a type": replace(synthetic, hard_labels=synthetic.hard_labels.int()),
+    }
+    hashes = {name: other.sha256 for name, other in others.items()}
+    assert synthetic.sha256 not in hashes.values()
+    assert len(set(hashes.values())) == len(hashes)
+
+
+def test_the_hash_does_not_see_the_card_or_the_layout_in_memory():
+    synthetic = tiny_set(views=2, spec=COLOUR)
+    assert synthetic.with_card(score=90.0).sha256 == synthetic.sha256
+    layout = synthetic.images.contiguous(memory_format=torch.channels_last)
+    assert replace(synthetic, images=layout).sha256 == synthetic.sha256
+
+
+def flip_byte(path: Path, at: int = -1) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def edit_card(folder: Path, **changes: Any) -> None:
+    path = folder / "card.json"
+    card = json.loads(path.read_text())
+    for key, value in changes.items():
+        if value is None:
+            del card[key]
+        elif callable(value):
+            value(card[key])
+        else:
+            card[key] = value
+    path.write_text(json.dumps(card))
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "a flipped bit in the images": lambda f: flip_byte(f / "images.safetensors"),
+    "a flipped bit in the header": lambda f: flip_byte(f / "images.safetensors", 20),
+    "a flipped bit in the labels": lambda f: flip_byte(f / "labels.safetensors"),
+    "half a file": lambda f: (f / "images.safetensors").write_bytes(b"\x10"),
+    "no images": lambda f: (f / "images.safetensors").unlink(),
+    "no labels": lambda f: (f / "labels.safetensors").unlink(),
+    "no card": lambda f: (f / "card.json").unlink(),
+    "no folder": lambda f: shutil.rmtree(f),
+    "a card that is not JSON": lambda f: (f / "card.json").write_text("{"),
+    "a card that is not text": lambda f: (f / "card.json").write_bytes(b"\xff\xfe\x00"),
+    "a card that is a list": lambda f: (f / "card.json").write_text("[]"),
+    "another format": lambda f: edit_card(f, format=2),
+    "no format": lambda f: edit_card(f, format=None),
+    "another mean": lambda f: edit_card(f, spec=lambda spec: spec.update(mean=[0.5])),
+    "renamed classes": lambda f: edit_card(
+        f, spec=lambda spec: spec["class_names"].__setitem__(0, "x")
+    ),
+    "an unknown key in the spec": lambda f: edit_card(f, spec=lambda spec: spec.update(colour=1)),
+    "a spec with a number for a list": lambda f: edit_card(
+        f, spec=lambda spec: spec.update(mean=0.5)
+    ),
+    "a spec that is a list": lambda f: edit_card(f, spec=[1]),
+    "another seed of the views": lambda f: edit_card(f, views=lambda views: views.update(seed=9)),
+    "views without options": lambda f: edit_card(f, views=lambda views: views.pop("options")),
+    "options that are a list": lambda f: edit_card(f, views=lambda v: v.update(options=[1])),
+    "views that are a number": lambda f: edit_card(f, views=3),
+    "views left out": lambda f: edit_card(f, views=None),
+    "another hash of the set": lambda f: edit_card(f, sha256="0" * 64),
+    "a number for the hash": lambda f: edit_card(f, sha256=7),
+    "files that are a list": lambda f: edit_card(f, files=["images.safetensors"]),
+    "a file without its hash": lambda f: edit_card(
+        f, files=lambda files: files.update({"images.safetensors": 3})
+    ),
+    "a file that is not listed": lambda f: edit_card(
+        f, files=lambda files: files.pop("labels.safetensors")
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_every_damage_is_a_set_error(tmp_path: Path, damage: Callable[[Path], object]):
+    folder = tmp_path / "set"
+    tiny_set(views=2).save(folder)
+    SyntheticSet.load(folder)
+    damage(folder)
+    with pytest.raises(SetError) as raised:
+        SyntheticSet.load(folder)
+    assert str(folder) in str(raised.value)
+
+
+def test_an_edited_file_with_an_edited_checksum_is_still_found(tmp_path: Path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    tiny_set(views=2).save(first)
+    other = tiny_set(views=2)
+    replace(other, hard_labels=change()(other.hard_labels)).save(second)
+    shutil.copy(second / "images.safetensors", first)
+    files = json.loads((second / "card.json").read_text())["files"]
+    edit_card(first, files=files)
+    with pytest.raises(SetError, match="its card says"):
+        SyntheticSet.load(first)
+
+
+def test_views_replay_from_the_seed_and_differ_from_each_other():
+    labels = tiny_set(views=4).soft_labels
+    assert labels is not None
+    again = SoftLabels(labels.logits, labels.seed, labels.options)
+    images = torch.rand(6, 1, 8, 8, generator=generator(0))
+    shown = [
+        crops.render(images, which.views(view, 8), torch.arange(6))
+        for which in (labels, again)
+        for view in range(4)
+    ]
+    for view in range(4):
+        assert torch.equal(shown[view], shown[4 + view])
+    for view in range(1, 4):
+        assert not torch.equal(shown[0], shown[view])
+
+
+@pytest.mark.parametrize("spec", [tiny_spec(), COLOUR], ids=["grey", "colour"])
+def test_normalising_loses_none_of_the_256_levels(spec: DataSpec):
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    images = levels.expand(2, spec.channels, 16, 16).contiguous()
+    assert torch.equal(spec.to_uint8(spec.normalise(images)), images)
+
+
+def test_normalised_images_have_mean_0_and_deviation_1_per_channel():
+    images = torch.randint(0, 256, (4, 3, 8, 8), generator=generator(0)).to(torch.uint8)
+    scaled = images.double() / 255
+    mean, std = (tuple(f(scaled, (0, 2, 3)).tolist()) for f in (torch.mean, torch.std))
+    normal = replace(COLOUR, mean=mean, std=std).normalise(images)
+    torch.testing.assert_close(normal.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(normal.std((0, 2, 3)), torch.ones(3), atol=1e-5, rtol=0)
+
+
+def test_values_outside_the_range_are_clipped_at_black_and_white():
+    low, high = COLOUR.pixel_bounds()
+    shape = (1, 3, 2, 2)
+    assert COLOUR.to_uint8((low - 1).expand(shape)).max() == 0
+    assert COLOUR.to_uint8((high + 1).expand(shape)).min() == 255
+    assert torch.equal(COLOUR.to_uint8(high.expand(shape)), torch.full(shape, 255).byte())
+
+
+def test_images_know_their_classes():
+    data = tiny_images(per_class=4)
+    assert data.histogram(5) == [4, 4, 4, 0, 0]
+    some = data.select(torch.tensor([1, 4]))
+    assert isinstance(some, ImageSet)
+    assert some.labels.tolist() == [1, 1]
+    assert torch.equal(some.images[1], data.images[4])
