@@ -164,3 +164,7 @@ def main() -> None:
     except KeyboardInterrupt:
         typer.echo("fedistill: interrupted", err=True)
         sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

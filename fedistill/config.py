@@ -149,6 +149,7 @@ class DistillConfig:
     In YAML the distiller's own options stand beside these keys.
     """
 
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     name: str = "sre2l"
     ipc: tuple[int, ...] = (10,)
     regularizers: tuple[RegularizerConfig, ...] = ()

@@ -43,7 +43,7 @@ def loads(text: str, overrides: Sequence[str] = (), origin: str = "config") -> C
     import yaml
 
     try:
-        tree = yaml.safe_load(text)
+        tree = _read(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2020-13-45
         raise ConfigError(f"{origin} is not valid YAML: {error}") from error
     if tree is None:
@@ -53,6 +53,22 @@ def loads(text: str, overrides: Sequence[str] = (), origin: str = "config") -> C
     for override in overrides:
         _apply_override(tree, override)
     return from_dict(tree, origin)
+
+
+def _read(text: str) -> Any:
+    """Read YAML, refusing a key that is twice in a mapping: the first value would be lost."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            keys = [str(key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            for key in sorted(key for key in set(keys) if keys.count(key) > 1):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key}' is there twice", node.start_mark
+                )
+            return super().construct_mapping(node, deep)
+
+    return yaml.load(text, Loader)
 
 
 def from_dict(tree: Mapping[str, Any], origin: str = "config") -> Config:
@@ -115,7 +131,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise ConfigError(f"--set '{override}' is not of the form section.key=value")
     try:
-        value = yaml.safe_load(text)
+        value = _read(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"--set '{override}': the value is not valid YAML: {error}") from error
     *sections, last = key.split(".")
@@ -218,10 +234,10 @@ def _booleans_as_numbers(tree: Any, made: Any, where: str) -> Iterator[str]:
         if not isinstance(made, bool):
             yield f"{where}: is {tree}; accepted: a number"
     elif isinstance(tree, dict):
-        for key, value in tree.items():
-            child = made.get(key) if isinstance(made, Mapping) else getattr(made, key, None)
-            if child is not None:
-                yield from _booleans_as_numbers(value, child, f"{where}.{key}" if where else key)
+        table = isinstance(made, Mapping)  # its keys may have become numbers; their order stays
+        children = made.values() if table else [getattr(made, key) for key in tree]
+        for (key, value), child in zip(tree.items(), children, strict=False):
+            yield from _booleans_as_numbers(value, child, f"{where}.{key}" if where else key)
     elif isinstance(tree, list) and isinstance(made, tuple | list):
         for index, (value, child) in enumerate(zip(tree, made, strict=False)):
             yield from _booleans_as_numbers(value, child, f"{where}.{index}")

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from fedistill import config_file, data
 from fedistill.config import Config
+from fedistill.display import ProgressDisplay
 from fedistill.errors import DataError
 from fedistill.evaluation import Evaluator
 from fedistill.models import build
-from fedistill.progress import Progress, ProgressDisplay
+from fedistill.progress import Progress
 from fedistill.sets import SyntheticSet
 from fedistill.student import Score
 from fedistill.training import device_for, resolve_precision

@@ -16,8 +16,8 @@ from typing import Any
 
 from fedistill import client, config_file, data, partition, results, slots, tracking
 from fedistill.config import Config
+from fedistill.display import ProgressDisplay
 from fedistill.errors import PartitionError, RunError, UserError
-from fedistill.progress import ProgressDisplay
 from fedistill.simulation import Simulation
 
 _PROGRESS = "FEDISTILL_PROGRESS"
@@ -88,7 +88,7 @@ def _run_flower(config: Config, output: Path, run_config: dict[str, str]) -> Non
         with Simulation(Path(scratch), environment) as simulation:
             preflight(config)
             results.claim(output, run_config["config-yaml"])
-            with _display(output) as display, (output / _LOG).open("w", encoding="utf-8") as log:
+            with _display(output, config.partition.clients) as display, (output / _LOG).open("w", encoding="utf-8") as log:
                 warning = False
 
                 def on_line(line: str) -> None:
@@ -120,7 +120,7 @@ def _run_local(config: Config, output: Path, run_config: dict[str, str]) -> None
     local = importlib.import_module("strategies.local")
     server_app = importlib.import_module("strategies.server_app").app
     client_app = importlib.import_module("fedistill.client_app").app
-    with _display(output):
+    with _display(output, config.partition.clients):
         local.run(server_app, client_app, config.partition.clients, run_config)
 
 
@@ -132,13 +132,13 @@ def _raise_failure(output: Path) -> None:
 
 
 @contextmanager
-def _display(output: Path) -> Iterator[ProgressDisplay]:
+def _display(output: Path, clients: int) -> Iterator[ProgressDisplay]:
     """Show the progress that the processes of the run write to a file."""
     path = output / "progress.jsonl"
     before = os.environ.get(_PROGRESS)
     os.environ[_PROGRESS] = str(path)
     try:
-        with ProgressDisplay(path) as display:
+        with ProgressDisplay(path, clients=clients) as display:
             yield display
     finally:
         if before is None:

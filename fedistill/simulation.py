@@ -1,30 +1,22 @@
 """Start a Flower simulation of this app from Python, and tell how it ended.
 
-One `Simulation` owns one SuperLink process (Flower's server) for one or several runs; each run
-is one `flwr run`. Flower is used through its commands only, because those are its stable
-interface, and because a simulation then has its own processes: Ray, CUDA and thread settings
-of a run cannot leak into ours.
-
-What Flower and Ray would otherwise share with the rest of the machine is kept apart: own
-`FLWR_HOME`, own port, own Ray cluster in its own short temporary folder, an empty working
-folder (Ray puts the working folder first on `sys.path` of the clients), and a staged copy of
-the app (Flower may rewrite the pyproject.toml of what it runs).
+Flower is used through its commands only: they are its stable interface, and Ray, CUDA and
+thread settings of a run cannot leak into our process. What Flower and Ray would share with the
+rest of the machine is kept apart: own `FLWR_HOME`, own port, own Ray cluster in its own short
+temporary folder, an empty working folder (Ray puts it first on `sys.path` of the clients), and
+a staged copy of the app (Flower may rewrite the pyproject.toml of what it runs).
 """
 
 import contextlib
 import http.client
-import json
 import os
-import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -32,46 +24,18 @@ from typing import Any, Self
 import tomli_w
 
 from fedistill.errors import ConfigError, RunError
+from fedistill.flower_output import Outcome, clean_line, log_end, parse_outcome, parse_run_id
+from fedistill.processes import environment, terminate, watcher
+
+__all__ = ["Outcome", "Simulation", "logical_cpus", "stage_app"]
 
 START_TIMEOUT_S = 60.0
 CLI_TIMEOUT_S = 30.0
-GRACE_S = 3.0
 SUPERLINK = "simulation"  # the name of our SuperLink in our own FLWR_HOME
-MARK = "FEDISTILL_SIMULATION"  # every process of a simulation inherits this variable
-
-_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
-_STARTED = re.compile(r"Successfully started run (\d+)")
-_SETTINGS = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    # Seconds between two looks for a submitted run; the default is 1.
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
-    # "local" always starts a new cluster; without it Ray joins one that runs on this machine.
-    "RAY_ADDRESS": "local",
-    "RAY_DEDUP_LOGS": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    # Ray would start one idle worker per CPU, which Flower's actors never use: they ask for a
-    # runtime_env of their own. Measured: 1 CPU second each.
-    "RAY_enable_worker_prestart": "0",
-    "RAY_prestart_worker_first_driver": "0",
-}
-# Ray sets OMP_NUM_THREADS to the CPUs of a client, but only where it is unset, and the
-# ServerApp is to use all cores.
-_UNSET = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended: `status` is completed, failed or stopped; `details` says why."""
-
-    status: str
-    details: str
-    run_id: str
 
 
 class Simulation:
-    """Owns one SuperLink process; use it as a context manager.
+    """Owns one SuperLink (Flower's server) for several runs; use it as a context manager.
 
     Entering starts the SuperLink and returns at once, so that its start-up overlaps with the
     caller's own work; the first `run` waits for it. Leaving ends it and all its children.
@@ -99,12 +63,12 @@ class Simulation:
             scratch = tempfile.mkdtemp(prefix="fd-", dir=short)
             resources.callback(shutil.rmtree, scratch, ignore_errors=True)
             self._port = _free_port()
-            self._env = _environment(self.work, scratch, self._extra)
+            self._env = environment(self.work, scratch, self._extra)
             _write_home(self.work, self._port)
             process = self._start_superlink()
             resources.callback(process.wait)
-            resources.callback(_terminate, process.pid, scratch)
-            resources.enter_context(_watcher(process.pid, scratch))
+            resources.callback(terminate, process.pid, scratch)
+            resources.enter_context(watcher(process.pid, scratch))
             self._superlink = process
             self._resources = resources.pop_all()
         return self
@@ -136,7 +100,7 @@ class Simulation:
             cpus_per_client: CPU cores of one client; clients beyond the machine take turns.
             gpus_per_client: share of a GPU; 0 hides the GPUs from the clients.
             on_line: gets every log line of the run, without colour codes. Flower sends lines
-                in batches, seconds apart; `progress.py` is the live view.
+                in batches, seconds apart; `display.py` is the live view.
             app: another Flower app to run instead of this one.
 
         Raises:
@@ -178,7 +142,7 @@ class Simulation:
             if time.monotonic() > deadline:
                 raise RunError(
                     f"Flower's SuperLink did not answer within {START_TIMEOUT_S:.0f} s. "
-                    f"The end of {self.log}:\n{_tail(self.log)}"
+                    f"The end of {self.log}:\n{log_end(self.log)}"
                 )
             time.sleep(0.05)
 
@@ -188,7 +152,7 @@ class Simulation:
         if self._superlink.poll() is not None:
             raise RunError(
                 f"Flower's SuperLink ended with exit code {self._superlink.returncode}. "
-                f"The end of {self.log}:\n{_tail(self.log)}"
+                f"The end of {self.log}:\n{log_end(self.log)}"
             )
 
     def _stream(self, arguments: list[str], on_line: Callable[[str], None]) -> str:
@@ -270,31 +234,6 @@ def stage_app(work: Path) -> Path:
     return target
 
 
-def clean_line(raw: str) -> str:
-    """Strip colour codes, trailing space, and what a carriage return has overwritten."""
-    return _ANSI.sub("", raw).rstrip().rpartition("\r")[2]
-
-
-def parse_run_id(line: str) -> str:
-    """Return the run id that `flwr run` announces in this line, or nothing."""
-    found = _STARTED.search(line)
-    return found[1] if found else ""
-
-
-def parse_outcome(answer: str, run_id: str) -> Outcome | None:
-    """Read the JSON of `flwr list`; None while the run has not finished."""
-    try:
-        runs: list[dict[str, Any]] = json.loads(answer).get("runs", [])
-    except (json.JSONDecodeError, AttributeError):
-        return None
-    for run in runs:
-        state, _, status = str(run.get("status", "")).partition(":")
-        if str(run.get("run-id")) == run_id and state == "finished":
-            details = str(run.get("status-details") or "")
-            return Outcome(status, "" if details == "N/A" else details, run_id)
-    return None
-
-
 def logical_cpus(num_clients: int, cpus_per_client: int, cores: int) -> int:
     """How many CPUs to give to Ray: enough for as many clients at a time as fit the cores.
 
@@ -331,16 +270,6 @@ def _usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _environment(work: Path, scratch: str, extra: Mapping[str, str]) -> dict[str, str]:
-    env = {key: value for key, value in os.environ.items() if key not in _UNSET}
-    # Flower starts its own commands by bare name.
-    env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", os.defpath)])
-    for key in ("no_proxy", "NO_PROXY"):
-        env[key] = ",".join(filter(None, [env.get(key), "127.0.0.1", "localhost"]))
-    own = {"FLWR_HOME": str(work / "home"), "RAY_TMPDIR": scratch, MARK: scratch}
-    return env | _SETTINGS | own | dict(extra)
-
-
 def _write_home(work: Path, port: int) -> None:
     for folder in (work / "home", work / "cwd"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -371,86 +300,3 @@ def _is_healthy(port: int) -> bool:
             return connection.getresponse().status == 200
         except (OSError, http.client.HTTPException):
             return False
-
-
-def _tail(path: Path, lines: int = 20) -> str:
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    return "\n".join(clean_line(line) for line in text.splitlines()[-lines:])
-
-
-@contextlib.contextmanager
-def _watcher(superlink: int, scratch: str) -> Iterator[None]:
-    """Let another process clean up when ours dies without a chance to.
-
-    It waits for the end of a pipe that only we hold open, so that even SIGKILL is covered.
-    """
-    code = (
-        "import sys; sys.stdin.read(); sys.path.insert(0, sys.argv[1]); "
-        "from fedistill.simulation import _terminate; _terminate(int(sys.argv[2]), sys.argv[3])"
-    )
-    root = str(Path(__file__).resolve().parents[1])
-    with subprocess.Popen(
-        [sys.executable, "-c", code, root, str(superlink), scratch],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    ) as process:
-        try:
-            yield
-        finally:
-            process.kill()
-
-
-def _terminate(superlink: int, scratch: str) -> None:
-    """End the SuperLink and all that it started, and remove their temporary files.
-
-    What is not gone in time is killed: the process of a ServerApp does not end before its
-    thread does, whatever the signal, and Ray's agents look for their parent only rarely.
-    """
-    sessions = {superlink, *map(_session, _marked(scratch))}
-    try:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(superlink, signal.SIGTERM)
-        deadline = time.monotonic() + GRACE_S
-        while _members(sessions) and time.monotonic() < deadline:
-            time.sleep(0.1)
-    finally:
-        for pid in _members(sessions):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(scratch, ignore_errors=True)  # here too, for the watcher
-
-
-def _marked(scratch: str) -> list[int]:
-    """Find processes by the variable that all children of the SuperLink inherit.
-
-    Needs /proc; elsewhere we find none, and Flower's and Ray's own watchdogs must do.
-    """
-    mark = f"{MARK}={scratch}".encode()
-    found = []
-    for pid in _pids():
-        with contextlib.suppress(OSError):  # it has ended, or is not ours to read
-            if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-                found.append(pid)
-    return found
-
-
-def _members(sessions: set[int]) -> list[int]:
-    # Not by the variable: Ray's processes overwrite theirs with a title.
-    return [pid for pid in _pids() if _session(pid) in sessions]
-
-
-def _session(pid: int) -> int:
-    """The session of a process that is alive; -1 for one that has ended."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
-        return -1
-    # pid (command) state parent group session ...; a command may hold spaces
-    state, _, _, session = stat.rpartition(")")[2].split()[:4]
-    return -1 if state == "Z" else int(session)
-
-
-def _pids() -> list[int]:
-    return [int(folder.name) for folder in Path("/proc").glob("[0-9]*")]

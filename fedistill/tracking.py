@@ -3,23 +3,18 @@
 `MlflowSink` follows the journal while the run goes on, `deliver` sends afterwards what a store
 lacks; both are the same replay. It is idempotent: the journal keeps the time of every event, so
 a point that comes twice is stored once; parameters are sent once; artefacts go by name; and the
-runs are found again by the id of the journal, which they carry as a tag.
-
-A run never fails because of MLflow: after the first error the sink warns once and is silent.
-The only file that imports mlflow, and only when something is sent.
+runs are found again by the id of the journal. A run never fails because of MLflow: after the
+first error the sink warns once and is silent.
 """
 
 import contextlib
 import json
 import logging
 import os
-import re
 import shlex
 import textwrap
 import threading
-import warnings
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -34,12 +29,11 @@ from fedistill.journal import (
     absolute_uri,
     default_uri,
     flatten,
-    points,
     read_events,
     source_tags,
-    sqlite_path,
     without_secrets,
 )
+from fedistill.mlflow_store import Store, locked
 
 __all__ = [
     "Journal",
@@ -55,26 +49,8 @@ __all__ = [
 ]
 
 STATE = "mlflow.json"
-_JOURNAL_TAG = "fedistill.journal_id"
-_RUN_TAG = "fedistill.run"
-
-# Limits of MLflow 3.17 (mlflow/utils/validation.py).
-_METRICS_A_CALL, _PARAMS_A_CALL = 1000, 100
-_KEY_LENGTH, _PARAM_LENGTH, _TAG_LENGTH = 250, 6000, 8000
 _EVENTS_A_BATCH = 500
 _POLL_S = 0.5
-
-# Set before mlflow is imported, unless the user has set them. With MLflow's own 7 retries a
-# server that is down costs 4 minutes a call. DO_NOT_TRACK takes the word, not 1.
-_ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-}
 
 _log = logging.getLogger(__name__)
 
@@ -216,7 +192,7 @@ class _Replay:
         self._journal_id = start["journal_id"]
         address = absolute_uri(uri or start["uri"])
         self._uri = without_secrets(address)
-        self._store = _Store(address, start, folder, warn)
+        self._store = Store(address, start, folder, warn)
         self._offset = self._known_offset()
 
     def send_some(self) -> bool:
@@ -255,175 +231,12 @@ class _Replay:
         os.replace(draft, self._folder / STATE)
 
 
-class _Store:
-    """The runs of one journal in one MLflow store; every call of MLflow is made here."""
-
-    def __init__(self, uri: str, start: Event, folder: Path, warn: Callable[[str], None]) -> None:
-        self._mlflow = _import_mlflow()
-        self._folder = folder
-        self._warn = warn
-        self._journal_id = start["journal_id"]
-        self._tags: dict[str, str] = start["tags"]
-        self._client, self.experiment_id = self._open(uri, start["experiment"])
-        self.runs: dict[str, str] = {}
-        self._params: defaultdict[str, set[str]] = defaultdict(set)
-        self._points: defaultdict[str, list[Any]] = defaultdict(list)
-        self._find_runs()
-
-    def send(self, events: list[Event]) -> None:
-        """Send events in their order; consecutive points go together."""
-        for event in events:
-            # An event that this version does not know is passed over.
-            action = getattr(self, f"_on_{event['event']}", None)
-            if action is not None:
-                action(event)
-            for point in points(event):
-                # MLflow would turn infinity into 1.8e308, and its charts with it.
-                if abs(point.value) != float("inf"):
-                    metric = self._mlflow.entities.Metric(
-                        _key(point.name), point.value, point.time, point.step
-                    )
-                    self._points[self._run_id(event)].append(metric)
-        self._send_points()
-
-    def _on_start(self, event: Event) -> None:
-        if MAIN_RUN not in self.runs:
-            self._create(MAIN_RUN, event["name"], event["tags"], event["time"])
-        elif event["resumed"]:
-            self._client.update_run(self.runs[MAIN_RUN], status="RUNNING")
-            self._set_tags(MAIN_RUN, {**event["tags"], "resumed": "true"})
-
-    def _on_child(self, event: Event) -> None:
-        run = event["run"]
-        if run not in self.runs:
-            self._create(run, event["name"], {"role": event["role"]}, event["time"])
-        self._on_params(event)
-
-    def _on_params(self, event: Event) -> None:
-        # A second value makes MLflow raise; a resumed run logs its parameters again.
-        run_id, known = self._run_id(event), self._params[event["run"]]
-        params = {_key(name): value[:_PARAM_LENGTH] for name, value in event["params"].items()}
-        new = [(name, value) for name, value in params.items() if name not in known]
-        for some in _chunks(new, _PARAMS_A_CALL):
-            self._client.log_batch(
-                run_id, params=[self._mlflow.entities.Param(*item) for item in some]
-            )
-            known.update(name for name, _ in some)
-
-    def _on_tags(self, event: Event) -> None:
-        self._run_id(event)
-        self._set_tags(event["run"], event["tags"])
-
-    def _on_experiment_tags(self, event: Event) -> None:
-        for name, value in event["tags"].items():
-            self._client.set_experiment_tag(self.experiment_id, name, value)
-
-    def _on_artifact(self, event: Event) -> None:
-        path, run_id = self._folder / event["path"], self._run_id(event)
-        if path.is_dir():
-            self._client.log_artifacts(run_id, str(path), event["folder"] or None)
-        elif path.exists():
-            self._client.log_artifact(run_id, str(path), event["folder"] or None)
-        else:
-            self._warn(f"{path} is no longer there, so MLflow does not get it")
-
-    def _on_end(self, event: Event) -> None:
-        self._send_points()
-        for run_id in reversed(self.runs.values()):  # the run itself is the first: it ends last
-            self._client.set_terminated(run_id, event["status"], event["time"])
-
-    def _run_id(self, event: Event) -> str:
-        """Return the id of an event's run; one that was not declared gets its key as name."""
-        run = event["run"]
-        return self.runs.get(run) or self._create(run, run, {}, event["time"])
-
-    def _create(self, run: str, name: str, tags: Mapping[str, str], time: int) -> str:
-        own = {_JOURNAL_TAG: self._journal_id, _RUN_TAG: run}
-        if run != MAIN_RUN:
-            own |= {"mlflow.parentRunId": self.runs[MAIN_RUN]}
-        created = self._client.create_run(
-            self.experiment_id, time, _tags({**self._tags, **tags, **own}), name
-        )
-        self.runs[run] = str(created.info.run_id)
-        return self.runs[run]
-
-    def _set_tags(self, run: str, tags: Mapping[str, str]) -> None:
-        entities = [self._mlflow.entities.RunTag(*item) for item in _tags(tags).items()]
-        for some in _chunks(entities, _PARAMS_A_CALL):
-            self._client.log_batch(self.runs[run], tags=some)
-
-    def _send_points(self) -> None:
-        for run_id, metrics in self._points.items():
-            for some in _chunks(metrics, _METRICS_A_CALL):
-                self._client.log_batch(run_id, metrics=some)
-        self._points.clear()
-
-    def _find_runs(self) -> None:
-        """Look up the runs that an earlier replay made, and their parameters."""
-        query, token = f"tags.`{_JOURNAL_TAG}` = '{self._journal_id}'", None
-        while True:
-            page = self._client.search_runs(
-                [self.experiment_id], query, order_by=["start_time ASC"], page_token=token
-            )
-            for found in page:
-                run = found.data.tags[_RUN_TAG]
-                self.runs.setdefault(run, found.info.run_id)
-                self._params[run] |= set(found.data.params)
-            token = page.token
-            if not token:
-                return
-
-    def _open(self, uri: str, experiment: str) -> tuple[Any, str]:
-        """Connect, and make the database and the experiment where they are missing."""
-        path = sqlite_path(uri)
-        if path is None:
-            client = self._mlflow.MlflowClient(tracking_uri=uri)
-            return client, self._experiment(client, experiment, None)
-        artifacts = path.parent / "mlartifacts" / (re.sub(r"[^\w.-]", "_", experiment) or "_")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Of two processes that create the same database, one would crash.
-        with _locked(path.with_name(f"{path.name}.lock"), timeout_s=60):
-            client = self._mlflow.MlflowClient(tracking_uri=uri)
-            return client, self._experiment(client, experiment, str(artifacts))
-
-    def _experiment(self, client: Any, name: str, artifacts: str | None) -> str:
-        found = client.get_experiment_by_name(name)
-        if found is None:
-            try:
-                return str(client.create_experiment(name, artifact_location=artifacts))
-            except self._mlflow.MlflowException:
-                found = client.get_experiment_by_name(name)  # another client was faster
-                if found is None:
-                    raise
-        if found.lifecycle_stage != "active":
-            raise UserError(
-                f"the MLflow experiment '{name}' was deleted; restore it with `mlflow experiments "
-                f"restore -x {found.experiment_id}`, or set `tracking.experiment` to another name"
-            )
-        return str(found.experiment_id)
-
-
 @contextlib.contextmanager
 def _replay(folder: Path, uri: str | None, warn: Callable[[str], None]) -> Iterator[_Replay]:
     """Open a replay that no other process makes at the same time."""
     _last_start(folder)  # before the lock file is made: the folder may be none of ours
-    with _locked(folder / f".{STATE}.lock", timeout_s=1):
+    with locked(folder / f".{STATE}.lock", timeout_s=1):
         yield _Replay(folder, uri, warn)
-
-
-@contextlib.contextmanager
-def _locked(path: Path, timeout_s: float) -> Iterator[None]:
-    """Hold a lock between processes; it is free again when its process dies."""
-    import filelock
-
-    try:
-        with filelock.FileLock(path, timeout=timeout_s):
-            yield
-    except filelock.Timeout:
-        raise UserError(
-            f"another process has held {path} for {timeout_s:g} s: it is sending to MLflow; wait "
-            f"for it to finish"
-        ) from None
 
 
 def _last_start(folder: Path) -> Event:
@@ -450,23 +263,6 @@ def _read_state(folder: Path) -> dict[str, Any] | None:
     return state if isinstance(state, dict) and keys <= state.keys() else None
 
 
-def _import_mlflow() -> Any:
-    """Import mlflow without its telemetry, its messages and its patience."""
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    # MLflow 3.17 uses a loader that SQLAlchemy 2.1 deprecates.
-    warnings.filterwarnings("ignore", message="The ``noload`` loader", module=r"mlflow\.")
-    try:
-        import mlflow
-    except ImportError as error:
-        raise UserError(
-            f"mlflow cannot be imported ({error}); install it: pip install mlflow"
-        ) from error
-    for logger in ("mlflow", "alembic"):
-        logging.getLogger(logger).setLevel(logging.WARNING)
-    return mlflow
-
-
 def _reason(error: BaseException) -> str:
     """Say in one line what is behind an error: MLflow wraps a refused connection five times."""
     if isinstance(error, UserError):
@@ -476,19 +272,3 @@ def _reason(error: BaseException) -> str:
         root = below
     text = without_secrets(f"{type(root).__name__}: {root}")
     return textwrap.shorten(text, width=200, placeholder=" ...")
-
-
-def _key(name: str) -> str:
-    """Turn a name into one that MLflow takes: it must also be a normal relative path."""
-    allowed = re.sub(r"[^\w\-. :/]", "_", name)
-    parts = [part for part in allowed.split("/") if part not in ("", ".", "..")]
-    return "/".join(parts).lstrip(".")[:_KEY_LENGTH] or "_"
-
-
-def _tags(tags: Mapping[str, str]) -> dict[str, str]:
-    return {_key(name): value[:_TAG_LENGTH] for name, value in tags.items()}
-
-
-def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
-    for first in range(0, len(items), size):
-        yield items[first : first + size]

@@ -193,6 +193,9 @@ def _request(config: Config, spec: DataSpec, partition_id: int) -> ConfigRecord:
 
 
 def _read_request(record: ConfigRecord) -> tuple[Config, DataSpec, int]:
+    for key in ("config-yaml", "spec-json"):
+        if key not in record:
+            raise WireError(f"the request holds no '{key}'; it has {sorted(record)}")
     config = config_file.loads(str(record["config-yaml"]), origin="the server's config")
     spec = DataSpec.from_dict(json.loads(str(record["spec-json"])))
     return config, spec, _int(record, "partition-id")
@@ -206,7 +209,8 @@ def _encode_teachers(teachers: Sequence[Mapping[str, Tensor]]) -> dict[str, Arra
 
 
 def _decode_teachers(content: RecordDict) -> tuple[Mapping[str, Tensor], ...]:
-    keys = sorted(key for key in content.array_records if key.startswith("teacher-"))
+    keys = [key for key in content.array_records if key.startswith("teacher-")]
+    keys.sort(key=lambda key: (len(key), key))  # 10 comes after 9
     return tuple(
         {name: _tensor(name, array) for name, array in content.array_records[key].items()}
         for key in keys

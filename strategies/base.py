@@ -272,13 +272,16 @@ class FedDistill(Strategy):
             ) from error
 
     def _missing(self) -> Plan:
-        """Return what each client still has to make, if anything."""
+        """Return what each client still has to make, if anything.
+
+        A client with no slot, as there are when N exceeds the images of a set, owes its teacher.
+        """
         owed = {}
         for client, wanted in slots.largest(list(self.plans.values())).items():
             share = self.shares.get(client)
             have = share.counts if share else (0,) * len(wanted)
             counts = [max(0, want - has) for want, has in zip(wanted, have, strict=True)]
-            if any(counts):
+            if share is None or any(counts):
                 owed[client] = counts
         return owed
 

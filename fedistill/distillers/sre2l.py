@@ -60,7 +60,7 @@ class SRe2L(Distiller):
 
     iterations: int = 1000
     lr: float = 0.1
-    bn_weight: float = 0.1
+    bn_weight: float = 1.0
     first_bn_weight: float = 10.0
     class_bn_weight: float = 0.0
     batch_size: int = 100

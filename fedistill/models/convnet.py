@@ -49,8 +49,11 @@ class ConvNet(nn.Module):
         size += 2 * (padding - 1)
         layers: list[nn.Module] = []
         for block in range(depth):
+            # No bias: the normalisation takes every constant away again, and the bias's gradient
+            # alone would take longer than the rest of the first layer's backward pass.
+            inputs, pad = (width, 1) if block else (channels, padding)
             layers += [
-                nn.Conv2d(width if block else channels, width, 3, padding=1 if block else padding),
+                nn.Conv2d(inputs, width, 3, padding=pad, bias=False),
                 nn.BatchNorm2d(width) if norm == "batch" else nn.GroupNorm(width, width),
                 nn.ReLU(inplace=True),
                 nn.AvgPool2d(2),

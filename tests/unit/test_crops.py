@@ -64,7 +64,9 @@ def test_an_integer_shift_is_a_crop_of_the_zero_padded_image(size: int, down: in
 def test_a_crop_is_what_the_sampler_of_torch_gives(box: tuple[int, int, int, int], flip: bool):
     views = pixel_box(*box)
     views = Views(views.boxes, torch.full((5,), flip))
-    torch.testing.assert_close(crops.apply(IMAGES, views), sampled(IMAGES, views), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        crops.apply(IMAGES, views), sampled(IMAGES, views), atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize("box", [(2, 1, 4, 4), (0, 0, 4, 4), (4, 4, 4, 4), (0, 4, 4, 4)])

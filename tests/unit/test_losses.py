@@ -54,6 +54,22 @@ def test_alignment_takes_statistics_in_float32():
     assert alignment(coarse, *channel_statistics(INPUTS)).item() == exact.item()
 
 
+def test_the_gradient_of_alignment_is_that_of_the_plain_formula():
+    mean, var = torch.randn(2, 4, generator=STREAM).unbind(0)
+    gradients = []
+    for offset in (0.0, 100.0):  # a large mean must not swallow the variance
+        for plain in (True, False):
+            inputs = (INPUTS + offset).requires_grad_()
+            if plain:
+                found_mean, found_var = channel_statistics(inputs)
+                distance = (found_mean - offset - mean).norm() + (found_var - var).norm()
+            else:
+                distance = alignment(inputs, mean + offset, var)
+            gradients += torch.autograd.grad(3 * distance, inputs)
+    for gradient in gradients[1:]:
+        torch.testing.assert_close(gradient, gradients[0], rtol=1e-3, atol=1e-5)
+
+
 def class_alignment_by_loops(inputs: Tensor, labels: Tensor, real: ClassStatistics) -> float:
     distances = []
     for label in sorted(set(labels.tolist())):
@@ -77,7 +93,7 @@ def test_class_alignment_agrees_with_a_loop_over_the_classes():
 def test_class_alignment_is_zero_where_each_class_matches():
     mean, var = torch.full((5, 4), 99.0), torch.full((5, 4), 99.0)  # absent classes do not count
     for label in (0, 2, 4):
-        mean[label], var[label] = channel_statistics(INPUTS[LABELS == label])
+        mean[label], var[label] = channel_statistics(INPUTS[label == LABELS])
     real = ClassStatistics(mean, var)
     assert class_alignment(INPUTS, LABELS, real).item() == pytest.approx(0, abs=1e-4)
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fedistill import progress
-from fedistill.progress import Event, Progress, ProgressDisplay, format_seconds
+from fedistill import display, progress
+from fedistill.display import ProgressDisplay, format_seconds
+from fedistill.progress import Event, Progress
 
 
 def events_in(path: Path) -> list[Event]:
@@ -126,7 +127,7 @@ def test_lines_of_several_processes_do_not_mix(path):
 
 
 def test_reader_waits_for_the_rest_of_a_line(path):
-    tail = progress._Tail(path)
+    tail = display._Tail(path)
     assert tail.events() == []
     line = event("server", "relabel", 1, 2, at=0.0)
     path.write_bytes(b"not json\n" + line[:10])
@@ -194,7 +195,7 @@ def test_display_follows_a_live_writer(path):
     console = Console(file=io.StringIO(), width=100)
     with ProgressDisplay(path, console, live=False):
         Progress("server", path).report("relabel", 0, 2)
-        time.sleep(3 * progress.READ_EVERY_S)
+        time.sleep(3 * display.READ_EVERY_S)
         assert "relabel" in console.file.getvalue()  # type: ignore[attr-defined]
 
 

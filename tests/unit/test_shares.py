@@ -1,5 +1,7 @@
 """Shares and their union."""
 
+from itertools import pairwise
+
 import torch
 from fakes import tiny_spec
 
@@ -61,7 +63,7 @@ def test_a_small_set_takes_the_first_images_that_each_client_made():
 def test_with_one_client_small_sets_are_part_of_larger_ones():
     shares = [share(0, [5, 5, 5])]
     sets = [marks(integrate(shares, {0: [ipc] * 3}, SPEC).images) for ipc in (1, 2, 5)]
-    for small, large in zip(sets, sets[1:], strict=False):
+    for small, large in pairwise(sets):
         assert all(mark in large for mark in small)
         assert len(large) > len(small)
 

@@ -8,17 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from fedistill import simulation
+from fedistill import processes, simulation
 from fedistill.errors import ConfigError, RunError
-from fedistill.simulation import (
-    Outcome,
-    Simulation,
-    clean_line,
-    logical_cpus,
-    parse_outcome,
-    parse_run_id,
-    stage_app,
-)
+from fedistill.flower_output import clean_line, parse_outcome, parse_run_id
+from fedistill.simulation import Outcome, Simulation, logical_cpus, stage_app
 
 PYPROJECT = """
 [build-system]
@@ -126,7 +119,7 @@ def test_two_runs_in_one_simulation(tmp_path, tiny_app, monkeypatch):
     lines: list[str] = []
     asked = {"num_clients": 2, "cpus_per_client": 1, "gpus_per_client": 0.0, "app": tiny_app}
     with Simulation(work, {"FEDISTILL_PROGRESS": "/tmp/progress"}) as running:
-        scratch = running._env[simulation.MARK]
+        scratch = running._env[processes.MARK]
         good = running.run(run_config=config, on_line=lines.append, **asked)
         bad = running.run(
             run_config={**config, "config-yaml": "fail"}, on_line=lines.append, **asked
@@ -182,7 +175,7 @@ def test_dead_superlink_is_told_with_its_log(tmp_path, monkeypatch):
     script.chmod(0o755)
     monkeypatch.setattr(simulation, "_command", lambda name: str(script))
     with Simulation(tmp_path / "work") as running:
-        scratch = running._env[simulation.MARK]
+        scratch = running._env[processes.MARK]
         with pytest.raises(RunError, match=r"(?s)exit code 3.*the port is taken"):
             running.run(
                 run_config={},

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from fedistill import tracking
+from fedistill import mlflow_store
 from fedistill.errors import OutputError, UserError
 from fedistill.journal import absolute_uri, read_events, without_secrets
 from fedistill.tracking import (
@@ -415,7 +415,7 @@ def test_flatten() -> None:
     ],
 )
 def test_keys_become_ones_that_mlflow_takes(name: str, key: str) -> None:
-    assert tracking._key(name) == key
+    assert mlflow_store._key(name) == key
 
 
 def test_ui_command() -> None:

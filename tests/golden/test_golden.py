@@ -1,0 +1,80 @@
+"""Loss curves that must not change by accident, kept as text beside this file.
+
+A change on purpose: run with FEDISTILL_WRITE_GOLDEN=1, look at the difference, say why.
+"""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from fakes import CPU, tiny_images, tiny_spec, tiny_teacher
+from torch import nn
+
+from fedistill.distillers.base import Task
+from fedistill.distillers.sre2l import SRe2L
+from fedistill.losses.total_variation import TotalVariation
+from fedistill.seeding import generator
+from fedistill.teacher import freeze
+
+FOLDER = Path(__file__).parent
+
+# Every option is given: a new default is no change of the method.
+BASE = SRe2L(
+    iterations=20,
+    lr=0.1,
+    bn_weight=0.1,
+    first_bn_weight=10.0,
+    class_bn_weight=0.0,
+    batch_size=6,
+    order="across",
+    init="noise",
+    crop=0.6,
+    shift=0,
+)
+RECIPES = {
+    "sre2l": BASE,
+    "sre2l_class_statistics": replace(BASE, class_bn_weight=0.1, order="class", shift=1),
+    "sre2l_from_real_images": replace(BASE, init="real", crop=1.0),
+}
+
+
+def teacher() -> nn.Module:
+    """A network whose weights do not depend on how a layer is initialised, nor on its biases."""
+    spec, model = tiny_spec(), tiny_teacher().train()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim > 1:
+                stream = generator(0, "golden", name)
+                fan_in = weight[0].numel()
+                weight.copy_(torch.randn(weight.shape, generator=stream) / fan_in**0.5)
+            elif name.endswith("bias"):
+                weight.zero_()
+        for _ in range(60):
+            model(spec.normalise(tiny_images().images))
+    return freeze(model)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_loss_curve_is_the_one_on_file(name: str):
+    task = Task(
+        counts=[2, 2, 2],
+        shard=tiny_images(),
+        teachers=[teacher()],
+        spec=tiny_spec(),
+        seed=0,
+        partition_id=1,
+        device=CPU,
+        regularizers=[(1e-3, TotalVariation())],
+    )
+    curve = RECIPES[name].distill(task).curve
+    path = FOLDER / f"{name}.txt"
+    if os.environ.get("FEDISTILL_WRITE_GOLDEN"):
+        path.write_text("".join(f"{step} {loss:.6g}\n" for step, loss in curve))
+    lines = [line.split() for line in path.read_text().splitlines()]
+    assert [step for step, _ in curve] == [int(step) for step, _ in lines] == list(range(20))
+    # Versions of torch add up in another order; a change of the method is far larger.
+    assert [loss for _, loss in curve] == pytest.approx(
+        [float(loss) for _, loss in lines], rel=1e-3
+    )

@@ -1,0 +1,490 @@
+"""The whole federation in this process: real ServerApp, real ClientApp, real messages."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fakes import CPU, tiny_config, tiny_tree
+from flwr.app import Message
+from flwr.serverapp.strategy import Result
+
+from fedistill import client_app, config_file, data, partition, pipeline, results, runner, wire
+from fedistill.config import Config
+from fedistill.errors import ClientsFailed, ConfigError, OutputError, PartitionError, UserError
+from fedistill.models import build
+from fedistill.sets import SyntheticSet
+from fedistill.shares import Share
+from strategies import local, server_app
+from strategies.base import FedDistill
+
+MakeShare = Callable[..., Share]
+
+
+@dataclass(frozen=True)
+class Run:
+    config: Config
+    folder: Path
+    result: dict[str, Any]
+
+    def set_of(self, ipc: int) -> SyntheticSet:
+        return SyntheticSet.load(self.folder / "sets" / f"ipc-{ipc}")
+
+
+def run(folder: Path, **sections: Any) -> Run:
+    config = tiny_config(**sections)
+    return Run(config, folder, runner.run(config, folder, "local"))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Three clients, two sizes, every baseline."""
+    return run(
+        tmp_path_factory.mktemp("base") / "run",
+        partition={"clients": 3},
+        distill={"ipc": [2, 1]},
+        student={"seeds": 2},
+        baselines=["random", "hard_label", "ensemble", "full_data"],
+    )
+
+
+def start(
+    config: Config, grid: Callable[..., local.LocalGrid] = local.LocalGrid
+) -> tuple[FedDistill, Result]:
+    """Run the strategy alone, without evaluation."""
+    loaded = data.load(config.data, config.seed)
+    kind = server_app.choose_strategy(config)
+    strategy = kind(config, loaded.spec, device=CPU, dtype=torch.float32)
+    with local.task_identity():
+        nodes = grid(client_app.app, config.partition.clients, {})
+        return strategy, strategy.start(nodes)
+
+
+def spoiled(monkeypatch: pytest.MonkeyPatch, change: Callable[[Share, int], Share]) -> None:
+    """Let every client's share pass through `change`, with the number of the request."""
+    real: MakeShare = client_app.make_share
+
+    def make_share(*args: Any, **options: Any) -> Share:
+        return change(real(*args, **options), options["attempt"])
+
+    monkeypatch.setattr(client_app, "make_share", make_share)
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, *broken: int) -> None:
+    def fail(share: Share, attempt: int) -> Share:
+        if share.partition_id in broken:
+            raise MemoryError(f"client {share.partition_id} ran out of memory")
+        return share
+
+    spoiled(monkeypatch, fail)
+
+
+def assert_full(synthetic: SyntheticSet, ipc: int) -> None:
+    assert synthetic.as_image_set().histogram(synthetic.spec.num_classes) == [ipc] * 10
+
+
+def test_result_json_has_the_keys_of_the_contract(base: Run):
+    result = base.result
+    assert result == json.loads((base.folder / "result.json").read_text())
+    assert result.keys() >= {
+        "name", "seed", "config_sha256", "hardware", "versions", "clients", "teachers", "sets",
+        "bytes", "absent_clients", "seconds", "uses_real_images", "mlflow",
+    }  # fmt: skip
+    assert (result["name"], result["seed"], result["clients"]) == ("tiny", 0, 3)
+    assert result["config_sha256"] == config_file.sha256(base.config)
+    assert len(result["teachers"]["top1"]) == 3
+    assert result["teachers"]["top1_mean"] == pytest.approx(
+        sum(result["teachers"]["top1"]) / 3, abs=1e-3
+    )
+    assert list(result["sets"]) == ["2", "1"]
+    assert result["absent_clients"] == []
+    assert result["uses_real_images"] is False
+    assert result["seconds"].keys() == {
+        "squeeze", "recover", "relabel", "cotrain", "evaluate", "total",
+    }  # fmt: skip
+    seconds = result["seconds"]
+    assert seconds["total"] >= seconds["squeeze"] + seconds["recover"] + seconds["evaluate"]
+    assert result["mlflow"].keys() == {"tracking_uri", "experiment_id", "run_id"}
+
+
+def test_scores_are_given_for_every_student_and_baseline(base: Run):
+    for entry in base.result["sets"].values():
+        assert entry["students"].keys() == {"convnet"}
+        assert entry["baselines"].keys() == {"random", "hard_label", "ensemble", "full_data"}
+        rows = [*entry["students"].values(), *entry["baselines"].values()]
+        for row in rows:
+            assert row.keys() == {"top1", "top1_mean", "top1_std", "n"}
+            assert row["n"] == len(row["top1"])
+            assert all(0 <= value <= 100 for value in row["top1"])
+        assert entry["students"]["convnet"]["n"] == 2
+    first, second = (entry["baselines"] for entry in base.result["sets"].values())
+    assert first["full_data"] == second["full_data"]
+    assert first["ensemble"] == second["ensemble"]
+
+
+def test_the_sets_are_whole_and_on_budget(base: Run):
+    for ipc in (1, 2):
+        entry, synthetic = base.result["sets"][str(ipc)], base.set_of(ipc)
+        assert_full(synthetic, ipc)
+        assert entry["images"] == len(synthetic) == 10 * ipc
+        assert entry["sha256"] == synthetic.sha256
+        for kind in ("images", "labels"):
+            path = base.folder / "sets" / f"ipc-{ipc}" / f"{kind}.safetensors"
+            assert entry["bytes"][kind] == path.stat().st_size
+        assert synthetic.soft_labels is not None
+        assert synthetic.soft_labels.logits.shape == (2, 10 * ipc, 10)
+        totals = Counter(synthetic.clients.tolist())
+        assert max(totals.values()) - min(totals.values()) <= 1
+        assert synthetic.card["provenance"]["images_by_client"] == {
+            str(client): count for client, count in totals.items()
+        }
+        assert synthetic.card["recipe"] == config_file.to_dict(base.config)
+
+
+def test_sizes_of_one_run_share_the_first_images_of_each_client(base: Run):
+    small, large = base.set_of(1), base.set_of(2)
+    shared = 0
+    for client in range(3):
+        for label in range(10):
+            few, many = (
+                s.images[(s.clients == client) & (s.hard_labels == label)] for s in (small, large)
+            )
+            common = min(len(few), len(many))
+            assert torch.equal(few[:common], many[:common])
+            shared += common
+    assert shared > 0
+
+
+def test_bytes_are_those_of_the_messages(base: Run):
+    found = base.result["bytes"]
+    clients = found["per_client"]
+    assert clients.keys() == {"0", "1", "2"}
+    for way in ("up", "down"):
+        assert found[way] == sum(client[way] for client in clients.values())
+        for client in clients.values():
+            stages = client["stages"]
+            assert stages.keys() == {wire.DESCRIBE, wire.DISTILL}
+            assert all(stage[way] > 0 for stage in stages.values())
+            assert client[way] == sum(stage[way] for stage in stages.values())
+    spec = data.load(base.config.data).spec
+    teacher = build(base.config.teacher_model(0), spec, 0)
+    weights = 4 * sum(p.numel() for p in teacher.parameters())
+    for client in clients.values():  # 20 images of 64 bytes among 3 clients, and a teacher each
+        assert weights + 6 * 64 < client["stages"][wire.DISTILL]["up"] < 2 * weights + 7 * 64
+    assert found["up"] > found["down"]
+
+
+def test_the_output_folder_holds_what_the_contract_names(base: Run):
+    names = {path.name for path in base.folder.iterdir()}
+    assert names >= {
+        "config.yaml",
+        "result.json",
+        "tracking.jsonl",
+        "partition.json",
+        "sets",
+        "figures",
+    }
+    assert config_file.load(base.folder / "config.yaml") == base.config
+    assert not (base.folder / "failure.json").exists()
+    assert list((base.folder / "figures").glob("*.png"))
+    saved = partition.Partition.load(base.folder / "partition.json")
+    assert saved.num_partitions == 3
+
+
+def test_the_same_config_gives_the_same_sets(base: Run, tmp_path: Path):
+    again = runner.run(replace(base.config, baselines=()), tmp_path / "again", "local")
+    for ipc in ("1", "2"):
+        assert again["sets"][ipc]["sha256"] == base.result["sets"][ipc]["sha256"]
+        assert again["sets"][ipc]["students"] == base.result["sets"][ipc]["students"]
+    assert again["teachers"] == base.result["teachers"]
+
+
+def test_another_seed_gives_other_sets(base: Run):
+    strategy, _ = start(replace(base.config, seed=1))
+    assert strategy.sets[1].sha256 != base.result["sets"]["1"]["sha256"]
+
+
+def test_the_order_of_the_replies_does_not_matter(base: Run, monkeypatch: pytest.MonkeyPatch):
+    pull = local.LocalGrid.pull_messages
+
+    def backwards(self: local.LocalGrid, message_ids: Iterable[str]) -> Iterable[Message]:
+        return reversed(list(pull(self, message_ids)))
+
+    monkeypatch.setattr(local.LocalGrid, "pull_messages", backwards)
+    strategy, _ = start(base.config)
+    assert strategy.sets[2].sha256 == base.result["sets"]["2"]["sha256"]
+
+
+def test_the_page_without_flower_makes_the_same_sets(base: Run):
+    outcomes = pipeline.run(replace(base.config, baselines=()))
+    assert {str(ipc): outcome.synthetic.sha256 for ipc, outcome in outcomes.items()} == {
+        ipc: entry["sha256"] for ipc, entry in base.result["sets"].items()
+    }
+    students = outcomes[2].scores.as_dict()["students"]
+    assert students == base.result["sets"]["2"]["students"]
+
+
+@pytest.mark.parametrize("name", ["mix", "own", "single", "mean"])
+def test_with_one_client_flower_changes_nothing_however_it_relabels(name: str):
+    config = tiny_config(partition={"clients": 1}, relabel={"name": name})
+    strategy, _ = start(config)
+    assert_full(strategy.sets[1], 1)
+    alone = pipeline.run(config)[1].synthetic
+    assert strategy.sets[1].sha256 == alone.sha256
+
+
+def test_each_way_to_relabel_gives_other_labels_to_the_same_images():
+    found = {}
+    for name in ("mix", "own", "single", "mean"):
+        strategy, _ = start(tiny_config(relabel={"name": name, "views": 4}))
+        found[name] = strategy.sets[1]
+        assert_full(strategy.sets[1], 1)
+    images = {s.images.numpy().tobytes() for s in found.values()}
+    assert len(images) == 1
+    assert len({s.sha256 for s in found.values()}) == 4
+
+
+def test_the_arrays_of_the_result_are_the_sets():
+    strategy, result = start(tiny_config(distill={"ipc": [1, 2]}))
+    for ipc in (1, 2):
+        synthetic = strategy.sets[ipc]
+        labels = synthetic.soft_labels
+        assert labels is not None
+        for key, tensor in (
+            ("images", synthetic.images),
+            ("hard-labels", synthetic.hard_labels),
+            ("clients", synthetic.clients),
+            ("teacher-logits", labels.logits),
+        ):
+            array = result.arrays[f"ipc-{ipc}/{key}"].numpy()
+            assert np.array_equal(array, tensor.numpy())
+            assert array.dtype == tensor.numpy().dtype
+    assert len(result.arrays) == 8
+
+
+def test_more_clients_than_images_of_a_class():
+    strategy, _ = start(tiny_config(partition={"clients": 4}, distill={"ipc": [3]}))
+    assert_full(strategy.sets[3], 3)
+    for label in range(10):
+        makers = strategy.sets[3].clients[strategy.sets[3].hard_labels == label]
+        assert len(makers.unique()) == 3
+
+
+def test_a_client_without_a_slot_still_lends_its_teacher():
+    strategy, _ = start(tiny_config(partition={"clients": 12}, relabel={"views": 20}))
+    assert_full(strategy.sets[1], 1)
+    assert len(strategy.sets[1].clients.unique()) == 10
+    assert list(strategy.teachers) == list(range(12))
+
+
+def test_a_run_with_clients_without_slots_is_written_down(tmp_path: Path):
+    found = run(tmp_path / "run", partition={"clients": 12})
+    assert len(found.result["teachers"]["top1"]) == 12
+    alone = pipeline.run(found.config)[1].synthetic
+    assert found.result["sets"]["1"]["sha256"] == alone.sha256
+
+
+def test_a_client_that_raises_is_named_and_its_slots_are_filled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    failing(monkeypatch, 1)
+    found = run(tmp_path / "run", partition={"clients": 3}, distill={"ipc": [2, 5]})
+    assert found.result["absent_clients"] == [1]
+    for ipc in (2, 5):
+        synthetic = found.set_of(ipc)
+        assert_full(synthetic, ipc)
+        assert set(synthetic.clients.tolist()) == {0, 2}
+        assert synthetic.card["provenance"]["absent_clients"] == [1]
+    assert len(found.result["teachers"]["top1"]) == 2
+    stages = found.result["bytes"]["per_client"]
+    assert stages["1"]["stages"][wire.DISTILL]["up"] == 0
+    assert stages["1"]["stages"][wire.DISTILL]["down"] > 0
+
+
+def test_images_made_in_a_second_round_differ_from_those_of_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    failing(monkeypatch, 0)
+    strategy, _ = start(tiny_config(partition={"clients": 2}, distill={"ipc": [4]}))
+    synthetic = strategy.sets[4]
+    assert_full(synthetic, 4)
+    assert set(synthetic.clients.tolist()) == {1}
+    assert len({image.numpy().tobytes() for image in synthetic.images}) == 40
+
+
+def test_a_repaired_run_is_repeatable(monkeypatch: pytest.MonkeyPatch):
+    failing(monkeypatch, 1)
+    config = tiny_config(partition={"clients": 3}, distill={"ipc": [3]})
+    hashes = {start(config)[0].sets[3].sha256 for _ in range(2)}
+    assert len(hashes) == 1
+
+
+def test_a_client_that_falls_silent_in_the_second_round_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    failing(monkeypatch, 2)
+
+    class Silent(local.LocalGrid):
+        """Client 1 never answers a second request to distil."""
+
+        asked = 0
+
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            messages = list(messages)
+            self.asked += messages[0].metadata.message_type == wire.DISTILL
+            assert self.asked < 5, "the same client is asked again and again"
+            ids = list(super().push_messages(messages))
+            for message, key in zip(messages, ids, strict=True):
+                if self.asked == 2 and message.metadata.dst_node_id == 101:
+                    del self._replies[key]
+            return ids
+
+    config = tiny_config(partition={"clients": 3}, distill={"ipc": [3]})
+    strategy, _ = start(config, Silent)
+    assert strategy.failures.keys() == {1, 2}
+    assert "no answer" in strategy.failures[1]
+    assert_full(strategy.sets[3], 3)
+    assert set(strategy.sets[3].clients.tolist()) == {0}
+
+
+def wrong_teacher(share: Share) -> Share:
+    return replace(share, teachers=({"weight": torch.zeros(3)},))
+
+
+def nan_teacher(share: Share) -> Share:
+    state = {name: tensor.clone() for name, tensor in share.teachers[0].items()}
+    state["classifier.bias"][0] = float("nan")
+    return replace(share, teachers=(state,))
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        lambda share: replace(share, teachers=()),
+        lambda share: replace(share, images=share.images[1:]),
+        lambda share: replace(share, images=share.images.float()),
+        lambda share: replace(share, partition_id=0),
+        lambda share: replace(share, seconds={}),
+        wrong_teacher,
+        nan_teacher,
+    ],
+    ids=["no teacher", "an image short", "floats", "another's id", "no seconds", "wrong weights",
+         "nan"],
+)  # fmt: skip
+def test_a_share_that_breaks_the_contract_is_refused_and_made_up_for(
+    lie: Callable[[Share], Share], monkeypatch: pytest.MonkeyPatch
+):
+    spoiled(monkeypatch, lambda share, _: lie(share) if share.partition_id == 1 else share)
+    strategy, _ = start(tiny_config())
+    assert list(strategy.failures) == [1]
+    assert list(strategy.teachers) == [0]
+    assert_full(strategy.sets[1], 1)
+
+
+def test_too_few_clients_end_the_run_with_the_reasons(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    failing(monkeypatch, 0, 2)
+    with pytest.raises(ClientsFailed) as raised:
+        run(tmp_path / "run", partition={"clients": 3}, federation={"min_clients": 2})
+    for part in ("1 of 3 clients", "min_clients is 2", "client 0", "client 2", "out of memory"):
+        assert part in str(raised.value)
+    failure = results.read_failure(tmp_path / "run")
+    assert failure is not None
+    assert (failure["error"], failure["user_error"]) == ("ClientsFailed", False)
+    assert failure["message"] == str(raised.value)
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_no_client_left_ends_the_run(monkeypatch: pytest.MonkeyPatch):
+    failing(monkeypatch, 0, 1)
+    with pytest.raises(ClientsFailed, match="0 of 2 clients"):
+        start(tiny_config())
+
+
+def test_a_class_held_by_failed_clients_alone_ends_the_run(monkeypatch: pytest.MonkeyPatch):
+    failing(monkeypatch, 0)
+    split = {"name": "pathological", "clients": 5, "classes_per_client": 2}
+    with pytest.raises(ClientsFailed, match="held only by clients that failed"):
+        start(tiny_config(partition=split))
+
+
+def test_clients_with_few_classes_make_those_alone():
+    config = tiny_config(
+        partition={"name": "pathological", "clients": 5, "classes_per_client": 3},
+        distill={"ipc": [2]},
+    )
+    strategy, _ = start(config)
+    assert_full(strategy.sets[2], 2)
+    for client, label in zip(
+        strategy.sets[2].clients.tolist(), strategy.sets[2].hard_labels.tolist(), strict=True
+    ):
+        assert strategy.descriptions[client].histogram[label] > 0
+
+
+def test_a_failed_description_leaves_the_client_out(monkeypatch: pytest.MonkeyPatch):
+    shard = client_app._shard
+
+    def broken(*args: Any) -> Any:
+        if args[3] == 0:
+            raise OSError("the disk is gone")
+        return shard(*args)
+
+    monkeypatch.setattr(client_app, "_shard", broken)
+    strategy, _ = start(tiny_config())
+    assert "the disk is gone" in strategy.failures[0]
+    assert_full(strategy.sets[1], 1)
+    assert strategy.descriptions.keys() == {1}
+
+
+def test_teachers_may_differ_from_client_to_client():
+    networks = [
+        {"name": "convnet", "depth": 2, "width": 4},
+        {"name": "convnet", "depth": 1, "width": 8},
+    ]
+    strategy, _ = start(tiny_config(model=networks, partition={"clients": 3}))
+    sizes = [sum(p.numel() for p in net.parameters()) for net in strategy.teachers.values()]
+    assert sizes[0] == sizes[2] != sizes[1]
+    assert_full(strategy.sets[1], 1)
+
+
+def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path: Path):
+    refused: list[tuple[type[UserError], dict[str, Any]]] = [
+        (PartitionError, {"partition": {"clients": 10_000}}),
+        (UserError, {"model": {"norm": "instance"}}),
+        (UserError, {"model": {"depth": 7}}),
+        (UserError, {"student": {"models": ["resnet19"]}}),
+        (UserError, {"data": {"name": "/nowhere/at/all"}}),
+    ]
+    for error, sections in refused:
+        with pytest.raises(error):
+            run(tmp_path / "run", **sections)
+        assert not (tmp_path / "run").exists(), sections
+    with pytest.raises(ConfigError):
+        config_file.from_dict(tiny_tree(distill={"iterationz": 3}))
+
+
+def test_a_taken_folder_is_left_alone(base: Run):
+    before = (base.folder / "result.json").read_bytes()
+    with pytest.raises(OutputError, match="already holds another run"):
+        run(base.folder)
+    assert (base.folder / "result.json").read_bytes() == before
+
+
+def test_a_distilled_set_teaches_better_than_chance(tmp_path: Path):
+    found = run(
+        tmp_path / "run",
+        data={"fraction": 1.0},
+        model={"width": 16},
+        teacher={"epochs": 8},
+        distill={"ipc": [2], "iterations": 60},
+        relabel={"views": 20},
+        student={"epochs": 60, "lr": 5e-3, "ema": 0, "batch_size": 10},
+    )
+    assert found.result["teachers"]["top1_mean"] > 60
+    assert found.result["sets"]["2"]["students"]["convnet"]["top1_mean"] > 40

@@ -1,0 +1,67 @@
+"""Any share and any config travel without a change."""
+
+import numpy as np
+import torch
+from fakes import tiny_config, tiny_spec
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedistill import wire
+from fedistill.shares import Share
+from fedistill.wire import DistillRequest
+
+CONFIG = tiny_config()
+finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+states = st.dictionaries(
+    st.text("abc.", min_size=1, max_size=6),
+    st.one_of(
+        st.lists(finite, max_size=5).map(lambda values: torch.tensor(values, dtype=torch.float32)),
+        st.integers(-(2**62), 2**62).map(torch.tensor),
+        st.lists(st.integers(0, 255), max_size=5).map(
+            lambda values: torch.tensor(values, dtype=torch.uint8)
+        ),
+    ),
+    min_size=1,
+    max_size=4,
+)
+curves = st.lists(st.tuples(st.integers(0, 10**6), finite), max_size=4)
+
+
+@st.composite
+def shares(draw: st.DrawFn) -> Share:
+    counts = tuple(draw(st.lists(st.integers(0, 3), min_size=3, max_size=3)))
+    pixels = np.random.default_rng(draw(st.integers(0, 99))).integers(
+        0, 256, (sum(counts), 1, 8, 8)
+    )
+    return Share(
+        partition_id=draw(st.integers(0, 2**31)),
+        images=torch.from_numpy(pixels.astype(np.uint8)),
+        counts=counts,
+        teachers=tuple(draw(st.lists(states, min_size=1, max_size=3))),
+        teacher_curve=draw(curves),
+        recover_curve=draw(curves),
+        seconds={"squeeze": draw(finite), "recover": draw(finite)},
+    )
+
+
+@given(share=shares())
+def test_any_share_arrives_bit_for_bit(share: Share):
+    request = DistillRequest(
+        config=CONFIG,
+        spec=tiny_spec(),
+        partition_id=share.partition_id,
+        counts=list(share.counts),
+    )
+    proto = recorddict_to_proto(wire.encode_share(share))
+    content = recorddict_from_proto(type(proto).FromString(proto.SerializeToString()))
+    arrived = wire.decode_share(content, request)
+    assert torch.equal(arrived.images, share.images)
+    assert len(arrived.teachers) == len(share.teachers)
+    for found, wanted in zip(arrived.teachers, share.teachers, strict=True):
+        assert found.keys() == wanted.keys()
+        for name, tensor in wanted.items():
+            assert found[name].dtype == tensor.dtype
+            assert torch.equal(found[name], tensor)
+    for name in ("partition_id", "counts", "teacher_curve", "recover_curve", "seconds"):
+        assert getattr(arrived, name) == getattr(share, name), name

@@ -1,0 +1,167 @@
+"""Messages: what arrives is what was sent, through Flower's own serialisation, or is refused."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from fakes import tiny_config, tiny_spec, tiny_teacher
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+
+from fedistill import wire
+from fedistill.errors import WireError
+from fedistill.shares import Share
+from fedistill.wire import Description, DistillRequest
+
+SPEC = tiny_spec()
+CONFIG = tiny_config()
+REQUEST = DistillRequest(config=CONFIG, spec=SPEC, partition_id=3, counts=[2, 0, 1])
+TEACHER = {name: tensor.clone() for name, tensor in tiny_teacher().state_dict().items()}
+SHARE = Share(
+    partition_id=3,
+    images=torch.arange(3 * 64, dtype=torch.uint8).view(3, 1, 8, 8),
+    counts=(2, 0, 1),
+    teachers=(TEACHER,),
+    teacher_curve=[(1, 2.5), (2, 1.25)],
+    recover_curve=[(0, 9.0)],
+    seconds={"squeeze": 1.5, "recover": 2.5},
+)
+
+
+def sent(content: RecordDict) -> RecordDict:
+    """Pass records through the bytes that Flower sends."""
+    proto = recorddict_to_proto(content)
+    return recorddict_from_proto(type(proto).FromString(proto.SerializeToString()))
+
+
+def test_a_share_arrives_bit_for_bit():
+    arrived = wire.decode_share(sent(wire.encode_share(SHARE)), REQUEST)
+    assert arrived.images.dtype == torch.uint8
+    assert torch.equal(arrived.images, SHARE.images)
+    (teacher,) = arrived.teachers
+    assert list(teacher) == list(TEACHER)
+    for name, tensor in TEACHER.items():
+        assert teacher[name].dtype == tensor.dtype
+        assert torch.equal(teacher[name], tensor)
+    assert {tensor.dtype for tensor in teacher.values()} == {torch.float32, torch.int64}
+    arrays = ("images", "teachers")
+    assert replace(arrived, images=SHARE.images, teachers=SHARE.teachers) == SHARE, arrays
+
+
+def test_an_answer_to_a_second_request_has_no_teacher_curve():
+    share = replace(SHARE, teacher_curve=[])
+    assert wire.decode_share(sent(wire.encode_share(share)), REQUEST).teacher_curve == []
+
+
+def test_several_teachers_keep_their_order():
+    states = tuple({"weight": torch.tensor([float(number)])} for number in range(12))
+    share = replace(SHARE, teachers=states)
+    arrived = wire.decode_share(sent(wire.encode_share(share)), REQUEST).teachers
+    assert [state["weight"].item() for state in arrived] == list(range(12))
+
+
+def test_a_request_arrives_whole():
+    request = replace(REQUEST, attempt=2, teachers=(TEACHER,))
+    arrived = wire.decode_distill_request(sent(wire.encode_distill_request(request)))
+    assert replace(arrived, teachers=()) == replace(request, teachers=())
+    assert all(torch.equal(arrived.teachers[0][name], TEACHER[name]) for name in TEACHER)
+
+
+def test_a_describe_request_and_its_answer_arrive_whole():
+    request = sent(wire.encode_describe_request(CONFIG, SPEC, 4))
+    assert wire.decode_describe_request(request) == (CONFIG, SPEC, 4)
+    description = Description(4, [3, 0, 9], {"torch": "2.11", "gpu": ""})
+    assert wire.decode_description(sent(wire.encode_description(description)), 3) == description
+
+
+def test_the_size_is_that_of_the_bytes_sent():
+    content = wire.encode_share(SHARE)
+    assert wire.size(content) == len(recorddict_to_proto(content).SerializeToString())
+    assert wire.size(content) > SHARE.images.numel()
+
+
+def metrics_of(content: RecordDict) -> MetricRecord:
+    return content.metric_records["metrics"]
+
+
+def put_image(array: np.ndarray) -> Callable[[RecordDict], None]:
+    return lambda content: content.update({"set": ArrayRecord({"images": Array(array)})})
+
+
+def put_metric(key: str, value: object) -> Callable[[RecordDict], None]:
+    return lambda content: metrics_of(content).update({key: value})  # type: ignore[dict-item]
+
+
+def put_teacher(value: float) -> Callable[[RecordDict], None]:
+    weight = Array(np.array([1.0, value], dtype=np.float32))
+    return lambda content: content.update({"teacher-0": ArrayRecord({"weight": weight})})
+
+
+def spoil(content: RecordDict, record: str, name: str) -> None:
+    array = content.array_records[record][name]
+    content.array_records[record][name] = Array(array.dtype, array.shape, array.stype, b"garbage")
+
+
+MALFORMED: dict[str, Callable[[RecordDict], object]] = {
+    "too few images": put_image(np.zeros((2, 1, 8, 8), np.uint8)),
+    "too many images": put_image(np.zeros((4, 1, 8, 8), np.uint8)),
+    "images of another size": put_image(np.zeros((3, 1, 9, 9), np.uint8)),
+    "images of another type": put_image(np.zeros((3, 1, 8, 8), np.float32)),
+    "images that are text": put_image(np.zeros((3, 1, 8, 8), "U1")),
+    "images that are no array": lambda content: spoil(content, "set", "images"),
+    "no images": lambda content: content.pop("set"),
+    "an empty record of images": lambda content: content.update({"set": ArrayRecord()}),
+    "another partition": put_metric("partition-id", 2),
+    "other counts": put_metric("counts", [1, 1, 1]),
+    "counts that are one number": put_metric("counts", 3),
+    "fractions for counts": put_metric("counts", [2.0, 0.0, 1.0]),
+    "no counts": lambda content: metrics_of(content).pop("counts"),
+    "no partition": lambda content: metrics_of(content).pop("partition-id"),
+    "no metrics": lambda content: content.pop("metrics"),
+    "metrics of another kind": lambda content: content.update({"metrics": ConfigRecord()}),
+    "no seconds": lambda content: metrics_of(content).pop("seconds-recover"),
+    "a curve without losses": lambda content: metrics_of(content).pop("teacher-curve-losses"),
+    "a curve of another length": put_metric("teacher-curve-losses", [1.0]),
+    "no teacher": lambda content: content.pop("teacher-0"),
+    "a teacher with NaN": put_teacher(float("nan")),
+    "a teacher with infinity": put_teacher(float("-inf")),
+    "a teacher that is no array": lambda c: spoil(c, "teacher-0", "classifier.weight"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", MALFORMED.values(), ids=MALFORMED)
+def test_a_malformed_share_is_a_wire_error(change: Callable[[RecordDict], object]):
+    content = wire.encode_share(SHARE)
+    change(content)
+    with pytest.raises(WireError):
+        wire.decode_share(sent(content), REQUEST)
+
+
+@pytest.mark.parametrize("histogram", [[1, 2], [1, 2, 3, 4], [1, -1, 3], [1.0, 2.0, 3.0]])
+def test_a_malformed_description_is_a_wire_error(histogram: list[int]):
+    content = wire.encode_description(Description(0, histogram, {}))
+    with pytest.raises(WireError, match="histogram"):
+        wire.decode_description(sent(content), 3)
+
+
+@pytest.mark.parametrize("record", ["metrics", "machine"])
+def test_a_description_with_a_record_missing_is_a_wire_error(record: str):
+    content = wire.encode_description(Description(0, [1, 2, 3], {}))
+    del content[record]
+    with pytest.raises(WireError, match=record):
+        wire.decode_description(sent(content), 3)
+
+
+def test_a_request_with_a_record_missing_is_a_wire_error():
+    with pytest.raises(WireError, match="request"):
+        wire.decode_distill_request(RecordDict())
+
+
+@pytest.mark.parametrize("key", ["config-yaml", "spec-json", "partition-id", "counts", "attempt"])
+def test_a_request_with_a_key_missing_is_a_wire_error(key: str):
+    content = wire.encode_distill_request(REQUEST)
+    del content.config_records["request"][key]
+    with pytest.raises(WireError, match=key):
+        wire.decode_distill_request(content)
