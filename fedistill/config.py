@@ -4,6 +4,7 @@ Plain dataclasses, so that the method runs where only torch is installed. Each s
 its own values; what a section leaves at None is filled in when the file is read.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -334,7 +335,14 @@ class Config:
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
 
     def __post_init__(self) -> None:
-        _check((self.model != (), "model is an empty list; accepted: one or more models"))
+        _check(
+            (self.model != (), "model is an empty list; accepted: one or more models"),
+            (
+                re.fullmatch(r"[\w][\w. -]*", self.name) is not None,
+                f"name is {self.name!r}; accepted: letters, digits, '_', '-', '.' and spaces "
+                "(it names folders)",
+            ),
+        )
 
     def teacher_model(self, partition_id: int) -> ModelConfig:
         """Return the model of one client: a list in the config is dealt round-robin."""

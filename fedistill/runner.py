@@ -7,22 +7,30 @@ this process. The apps are found by their path, as Flower does; nothing here imp
 import importlib
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedistill import client, config_file, data, partition, results, slots, tracking
+import torch
+
+from fedistill import client, config_file, data, partition, results, slots, sources, tracking
 from fedistill.config import Config
 from fedistill.display import ProgressDisplay
-from fedistill.errors import PartitionError, RunError, UserError
+from fedistill.errors import ConfigError, PartitionError, RunError, UserError
+from fedistill.journal import absolute_uri
 from fedistill.simulation import Simulation
 
 _PROGRESS = "FEDISTILL_PROGRESS"
 _LOG = "log.txt"
 _SHOWN = ("WARNING", "ERROR", "CRITICAL")
+_LEVEL = re.compile(r"(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL)\s*:\s*(?P<text>.*)")
+_TRACEBACK = re.compile(r"Traceback|[\w.]+(Error|Exception|Interrupt|Failed)\b")
+_NOISE = ("Since flwr",)  # what Flower says about its own defaults
 
 
 def default_output(config: Config) -> Path:
@@ -36,6 +44,11 @@ def preflight(config: Config) -> None:
     Raises:
         UserError: what is wrong, and what to do.
     """
+    if config.federation.gpus_per_client > 0 and not torch.cuda.is_available():
+        raise ConfigError(
+            f"federation.gpus_per_client is {config.federation.gpus_per_client:g} and torch sees "
+            "no GPU here; set it to 0, or mend the driver"
+        )
     loaded = data.load(config.data, config.seed)
     parts = partition.split(
         loaded.train.labels, loaded.spec.num_classes, config.partition, config.seed
@@ -66,10 +79,13 @@ def run(config: Config, output: Path, backend: str) -> dict[str, Any]:
     """
     output = output.absolute()
     results.check_free(output)
+    config = _with_absolute_paths(config)
     run_config = {
         "config-yaml": config_file.dump(config),
         "output-dir": str(output),
-        "tracking-uri": config.tracking.uri or tracking.default_uri(Path.cwd()),
+        "tracking-uri": absolute_uri(config.tracking.uri)
+        if config.tracking.uri
+        else tracking.default_uri(Path.cwd()),
     }
     if backend == "local":
         preflight(config)
@@ -88,25 +104,16 @@ def _run_flower(config: Config, output: Path, run_config: dict[str, str]) -> Non
         with Simulation(Path(scratch), environment) as simulation:
             preflight(config)
             results.claim(output, run_config["config-yaml"])
-            with _display(output, config.partition.clients) as display, (output / _LOG).open("w", encoding="utf-8") as log:
-                warning = False
-
-                def on_line(line: str) -> None:
-                    nonlocal warning
-                    log.write(line + "\n")
-                    log.flush()
-                    # A message of several lines, a traceback say, belongs to its first line.
-                    level = line.split(":")[0].strip()
-                    warning = level in _SHOWN or (warning and line.startswith((" ", "\t")))
-                    if warning:
-                        display.log(line)
-
+            with (
+                _display(output, config.partition.clients) as display,
+                _Log(output, display) as log,
+            ):
                 outcome = simulation.run(
                     run_config=run_config,
                     num_clients=config.partition.clients,
                     cpus_per_client=config.federation.cpus_per_client,
                     gpus_per_client=config.federation.gpus_per_client,
-                    on_line=on_line,
+                    on_line=log.line,
                 )
     _raise_failure(output)
     if outcome.status != "completed" or not (output / results.RESULT).is_file():
@@ -114,6 +121,45 @@ def _run_flower(config: Config, output: Path, run_config: dict[str, str]) -> Non
             f"the Flower run ended as '{outcome.status}': {outcome.details or 'no details'}; "
             f"its log is in {output / _LOG}"
         )
+
+
+def _with_absolute_paths(config: Config) -> Config:
+    """Make a data folder's path absolute: the processes of a simulation live in another folder."""
+    folder = sources.local_folder(config.data.name)
+    if folder is None:
+        return config
+    return replace(config, data=replace(config.data, name=str(folder.resolve())))
+
+
+class _Log:
+    """Keeps every line of a run's log in a file, and shows warnings and errors."""
+
+    def __init__(self, output: Path, display: ProgressDisplay) -> None:
+        self._path = output / _LOG
+        self._display = display
+        self._shown = False
+
+    def __enter__(self) -> "_Log":
+        self._file = self._path.open("w", encoding="utf-8", buffering=1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def line(self, line: str) -> None:
+        """Take one line of the log."""
+        self._file.write(line + "\n")
+        match = _LEVEL.match(line)
+        if match:
+            self._shown = match["level"] in _SHOWN and not match["text"].startswith(_NOISE)
+        elif not line.startswith((" ", "\t")) and line != "" and not self._in_traceback(line):
+            self._shown = False
+        # A line without a level belongs to the message above it: a traceback, say.
+        if self._shown:
+            self._display.log(line)
+
+    def _in_traceback(self, line: str) -> bool:
+        return self._shown and bool(_TRACEBACK.match(line))
 
 
 def _run_local(config: Config, output: Path, run_config: dict[str, str]) -> None:

@@ -227,17 +227,24 @@ def _optimizer(model: nn.Module, config: StudentConfig) -> torch.optim.Optimizer
 
 
 class _MovingAverage:
-    """Exponential moving average of the weights (EDC); buffers are the student's own."""
+    """Exponential moving average of the weights (EDC); buffers are the student's own.
+
+    The decay grows to its value as (1 + t) / (10 + t) over the updates t: with a constant 0.99
+    a short training would end on its initial weights.
+    """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self._decay = decay
+        self._updates = 0
         self._weights = [p.detach().clone() for p in model.parameters()] if decay else []
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         if self._weights:
+            self._updates += 1
+            decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
             weights = [p.detach() for p in model.parameters()]
-            torch._foreach_lerp_(self._weights, weights, 1 - self._decay)
+            torch._foreach_lerp_(self._weights, weights, 1 - decay)
 
     @torch.no_grad()
     def result(self, model: nn.Module) -> nn.Module:

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedistill.partition import Partition
-
 from fedistill import client, config_file, figures, partition, results, tracking, wire
 from fedistill.config import Config
 from fedistill.data import Data
 from fedistill.evaluation import Scores
+from fedistill.partition import Partition
 from fedistill.shares import Share
 from fedistill.tracking import Journal
 from strategies.base import FedDistill, Traffic

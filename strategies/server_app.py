@@ -6,7 +6,6 @@ from logging import WARNING
 from pathlib import Path
 from typing import Literal
 
-from fedistill.progress import Progress
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
@@ -14,6 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedistill import client, config_file, data, evaluation, partition, results
 from fedistill.config import Config
 from fedistill.evaluation import Evaluator, Scores
+from fedistill.progress import Progress
 from fedistill.tracking import Journal, MlflowSink
 from fedistill.training import device_for, resolve_precision
 from strategies.base import FedDistill

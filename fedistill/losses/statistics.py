@@ -21,46 +21,74 @@ import torch
 from torch import Tensor, nn
 
 
-class _ChannelMoments(torch.autograd.Function):
-    """Mean and variance of each channel, with a backward pass of one product and sum.
+class _ImageMoments(torch.autograd.Function):
+    """First and second moment of each image and channel, with a backward pass of one multiply-add.
 
-    `torch.var_mean` over batch and space takes 7 times as long forward and 15 times backward on
-    a CPU (experiments/LOG.md), which was two thirds of a recover step.
+    `torch.var_mean` over batch and space takes 20 times as long on a CPU, and its backward pass
+    was two thirds of a recover step (experiments/LOG.md).
     """
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        # In float32: bfloat16 would lose the differences that are to be matched.
-        rows = inputs.permute(0, 2, 3, 1).flatten(0, 2).float()
-        mean = rows.mean(0)
-        # Around a rough centre, so that a large mean does not swallow a small variance.
-        centre = rows[0].clone()
-        around = rows - centre
-        var = (around * around).mean(0) - (mean - centre) ** 2
-        ctx.save_for_backward(inputs, mean)
-        return mean, var
+    def forward(ctx: Any, inputs: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+        around = inputs.float() - centre[:, None, None]
+        ctx.save_for_backward(inputs, centre)
+        return around.mean((2, 3)), around.square().mean((2, 3))
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        inputs, mean = ctx.saved_tensors
-        of_mean, of_var = gradients
-        count = inputs.numel() / inputs.shape[1]
-        slope = (2 / count * of_var)[:, None, None]
-        offset = (of_mean / count)[:, None, None] - slope * mean[:, None, None]
-        return torch.addcmul(offset, inputs.float(), slope).to(inputs.dtype)
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        inputs, centre = ctx.saved_tensors
+        of_first, of_second = (gradient[:, :, None, None] for gradient in gradients)
+        pixels = inputs.shape[2] * inputs.shape[3]
+        slope = of_second * (2 / pixels)
+        offset = of_first / pixels - slope * centre[:, None, None]
+        return torch.addcmul(offset, inputs.float(), slope).to(inputs.dtype), None
 
 
-def channel_moments(inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each channel over batch and space.
+def image_moments(inputs: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over space of (x - centre) and of (x - centre)^2, for each image and channel.
+
+    In float32: bfloat16 would lose the differences that are to be matched. A centre near the
+    mean keeps a large mean from swallowing a small variance.
 
     Args:
         inputs: [B, K, H, W].
+        centre: [K], without gradient.
 
     Returns:
-        Two float32 tensors [K].
+        Two tensors [B, K].
     """
-    mean, var = _ChannelMoments.apply(inputs)
-    return mean, var
+    first, second = _ImageMoments.apply(inputs, centre)
+    return first, second
+
+
+def _distance(
+    moments: tuple[Tensor, Tensor], centre: Tensor, groups: Tensor, mean: Tensor, var: Tensor
+) -> Tensor:
+    """Mean over groups of images of ||mean_g - mean||_2 + ||var_g - var||_2.
+
+    Args:
+        moments: of each image around `centre`, two tensors [B, K].
+        centre: [K].
+        groups: weight of each image in each group, rows sum to 1, [G, B].
+        mean: wanted, [G, K].
+        var: wanted, [G, K].
+    """
+    first, second = (groups @ moment for moment in moments)
+    of_mean: Tensor = (first - (mean - centre)).norm(dim=1)
+    of_var: Tensor = (second - first.square() - var).norm(dim=1)
+    return (of_mean + of_var).mean()
+
+
+def _whole_batch(images: int, device: torch.device) -> Tensor:
+    """Return the groups [1, B] of which the only one holds all images."""
+    return torch.full((1, images), 1 / images, device=device)
+
+
+def _by_class(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the classes present [G], and the groups [G, B] of their images."""
+    classes, place = labels.unique(return_inverse=True)
+    member = torch.nn.functional.one_hot(place, len(classes)).to(torch.float32).T
+    return classes, member / member.sum(1, keepdim=True)
 
 
 def alignment(inputs: Tensor, running_mean: Tensor, running_var: Tensor) -> Tensor:
@@ -74,9 +102,9 @@ def alignment(inputs: Tensor, running_mean: Tensor, running_var: Tensor) -> Tens
     Returns:
         Scalar; `d * sqrt(K)` when all K means are off by d and the variances agree.
     """
-    mean, var = channel_moments(inputs)
-    distance: Tensor = (mean - running_mean).norm() + (var - running_var).norm()
-    return distance
+    moments = image_moments(inputs, running_mean)
+    groups = _whole_batch(len(inputs), inputs.device)
+    return _distance(moments, running_mean, groups, running_mean[None], running_var[None])
 
 
 @dataclass(frozen=True)
@@ -103,15 +131,10 @@ def class_alignment(inputs: Tensor, labels: Tensor, real: ClassStatistics) -> Te
     Returns:
         Scalar: the mean over the classes present of ||mean_c - M_c||_2 + ||var_c - V_c||_2.
     """
-    classes, place = labels.unique(return_inverse=True)
-    member = torch.nn.functional.one_hot(place, len(classes)).to(torch.float32).T
-    member = member / member.sum(1, keepdim=True)
-    inputs = inputs.float()
-    mean = member @ inputs.mean((2, 3))
-    var = member @ inputs.square().mean((2, 3)) - mean.square()
-    distance: Tensor = (mean - real.mean[classes]).norm(dim=1)
-    distance = distance + (var - real.var[classes]).norm(dim=1)
-    return distance.mean()
+    classes, groups = _by_class(labels)
+    centre = real.mean[classes].mean(0)
+    moments = image_moments(inputs, centre)
+    return _distance(moments, centre, groups, real.mean[classes], real.var[classes])
 
 
 @torch.no_grad()
@@ -185,7 +208,8 @@ class BatchNormAlignment:
         real: Sequence[ClassStatistics] = (),
     ) -> None:
         self._layers = layers
-        self._labels = labels
+        self._batch = _whole_batch(len(labels), labels.device)
+        self._classes, self._groups = _by_class(labels)
         self._weight = weight
         self._first_weight = first_weight
         self._class_weight = class_weight
@@ -210,12 +234,16 @@ class BatchNormAlignment:
 
     def _collector(self, number: int) -> Any:
         def collect(layer: nn.BatchNorm2d, args: tuple[Tensor, ...]) -> None:
-            assert layer.running_mean is not None
-            assert layer.running_var is not None
-            term = self._weight * alignment(args[0], layer.running_mean, layer.running_var)
+            mean, var = layer.running_mean, layer.running_var
+            assert mean is not None
+            assert var is not None
+            moments = image_moments(args[0], mean)  # serve the batch and the classes alike
+            term = self._weight * _distance(moments, mean, self._batch, mean[None], var[None])
             if self._class_weight:
                 real = self._real[number]
-                term = term + self._class_weight * class_alignment(args[0], self._labels, real)
+                wanted = real.mean[self._classes], real.var[self._classes]
+                of_classes = _distance(moments, mean, self._groups, *wanted)
+                term = term + self._class_weight * of_classes
             self._terms.append(term * (1.0 if number else self._first_weight))
 
         return collect

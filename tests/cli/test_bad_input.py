@@ -23,7 +23,7 @@ tracking: {enabled: false}
 """
 
 
-@pytest.fixture()
+@pytest.fixture
 def config(tmp_path: Path) -> Path:
     path = tmp_path / "config.yaml"
     path.write_text(QUICK)

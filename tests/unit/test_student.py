@@ -114,13 +114,15 @@ def test_the_moving_average_follows_its_formula():
     model = nn.Linear(2, 1)
     average = student._MovingAverage(model, 0.75)
     expected = [p.detach().clone() for p in model.parameters()]
-    for step in range(3):
+    for step in range(40):
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(step + 1)
         average.update(model)
+        decay = min(0.75, (2 + step) / (11 + step))  # it forgets the first weights sooner
         expected = [
-            0.75 * e + 0.25 * p.detach() for e, p in zip(expected, model.parameters(), strict=True)
+            decay * e + (1 - decay) * p.detach()
+            for e, p in zip(expected, model.parameters(), strict=True)
         ]
     found = list(average.result(model).parameters())
     for value, wanted in zip(found, expected, strict=True):
