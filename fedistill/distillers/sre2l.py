@@ -33,7 +33,7 @@ from fedistill.losses.statistics import (
     class_statistics,
 )
 from fedistill.models.build import batch_norms
-from fedistill.training import learning_rate_factor, set_learning_rate
+from fedistill.training import autocast, learning_rate_factor, set_learning_rate
 
 _CURVE_POINTS = 50
 _STATISTICS_BATCH = 500
@@ -131,7 +131,9 @@ class SRe2L(Distiller):
             )
             for index in torch.arange(len(task.shard)).split(_STATISTICS_BATCH)
         )
-        return class_statistics(teacher, batch_norms(teacher), batches, task.spec.num_classes)
+        # Means over many images: the rounding of single activations averages out.
+        with autocast(task.device, task.dtype):
+            return class_statistics(teacher, batch_norms(teacher), batches, task.spec.num_classes)
 
 
 @dataclass(frozen=True)

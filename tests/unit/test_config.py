@@ -380,7 +380,7 @@ def test_a_missing_file_is_a_config_error(tmp_path: Path):
 configs = st.fixed_dictionaries(
     {},
     optional={
-        "name": st.text(min_size=1, max_size=5),
+        "name": st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_ .-]{0,4}", fullmatch=True),
         "seed": st.integers(-(2**40), 2**70),
         "data": st.fixed_dictionaries({}, optional={"flip": st.booleans(), "size": st.just(16)}),
         "model": st.one_of(
