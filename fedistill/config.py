@@ -5,7 +5,7 @@ its own values; what a section leaves at None is filled in when the file is read
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -18,6 +18,24 @@ def _check(*rules: tuple[bool, str]) -> None:
     broken = [message for holds, message in rules if not holds]
     if broken:
         raise ValueError("; ".join(broken))
+
+
+def _above_zero(section: object, *keys: str) -> tuple[bool, str]:
+    """Rule: these values, where they are given, are above 0."""
+    return _rule(section, keys, lambda value: value > 0, "above 0")
+
+
+def _at_least(section: object, least: int, *keys: str) -> tuple[bool, str]:
+    """Rule: these values, where they are given, are `least` or more."""
+    return _rule(section, keys, lambda value: value >= least, f"{least} or more")
+
+
+def _rule(
+    section: object, keys: tuple[str, ...], holds: Callable[[float], bool], accepted: str
+) -> tuple[bool, str]:
+    values = {key: getattr(section, key) for key in keys}
+    bad = {key: value for key, value in values.items() if value is not None and not holds(value)}
+    return not bad, "; ".join(f"{key} is {v}; accepted: {accepted}" for key, v in bad.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +58,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _check(
+            _at_least(self, 4, "size"),
             (0 < self.fraction <= 1, f"fraction is {self.fraction}; accepted: above 0, up to 1"),
             (0 <= self.validation < 1, f"validation is {self.validation}; accepted: 0 to below 1"),
-            (self.size is None or self.size >= 4, f"size is {self.size}; accepted: 4 or more"),
         )
 
 
@@ -60,17 +78,8 @@ class PartitionConfig:
 
     def __post_init__(self) -> None:
         _check(
-            (self.clients >= 1, f"clients is {self.clients}; accepted: 1 or more"),
-            (self.alpha > 0, f"alpha is {self.alpha}; accepted: above 0"),
-            (
-                self.classes_per_client >= 1,
-                f"classes_per_client is {self.classes_per_client}; accepted: 1 or more",
-            ),
-            (
-                self.shards_per_client >= 1,
-                f"shards_per_client is {self.shards_per_client}; accepted: 1 or more",
-            ),
-            (self.min_samples >= 1, f"min_samples is {self.min_samples}; accepted: 1 or more"),
+            _at_least(self, 1, "clients", "classes_per_client", "shards_per_client", "min_samples"),
+            _above_zero(self, "alpha"),
         )
 
 
@@ -90,8 +99,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         only_convnet = [key for key in ("depth", "width", "norm") if getattr(self, key) is not None]
         _check(
-            (self.depth is None or self.depth >= 1, f"depth is {self.depth}; accepted: 1 or more"),
-            (self.width is None or self.width >= 1, f"width is {self.width}; accepted: 1 or more"),
+            _at_least(self, 1, "depth", "width"),
             (
                 self.name == "convnet" or not only_convnet,
                 f"{', '.join(only_convnet)} can only be set for convnet, not for {self.name}",
@@ -119,17 +127,16 @@ class TeacherConfig:
 
     def __post_init__(self) -> None:
         _check(
-            (self.epochs >= 1, f"epochs is {self.epochs}; accepted: 1 or more"),
-            (self.batch_size >= 2, f"batch_size is {self.batch_size}; accepted: 2 or more"),
-            (self.lr > 0, f"lr is {self.lr}; accepted: above 0"),
+            _at_least(self, 0, "weight_decay", "shift"),
+            _at_least(self, 1, "epochs"),
+            _at_least(self, 2, "batch_size"),
+            _above_zero(self, "lr"),
             (0 <= self.warmup < 1, f"warmup is {self.warmup}; accepted: 0 to below 1"),
             (0 <= self.momentum < 1, f"momentum is {self.momentum}; accepted: 0 to below 1"),
-            (self.weight_decay >= 0, f"weight_decay is {self.weight_decay}; accepted: 0 or more"),
             (
                 0 <= self.label_smoothing < 1,
                 f"label_smoothing is {self.label_smoothing}; accepted: 0 to below 1",
             ),
-            (self.shift is None or self.shift >= 0, f"shift is {self.shift}; accepted: 0 or more"),
         )
 
 
@@ -195,15 +202,12 @@ class RelabelConfig:
         low, high = self.scale or (1.0, 1.0)
         probability = self.mix_probability
         _check(
-            (self.views >= 1, f"views is {self.views}; accepted: 1 or more"),
+            _at_least(self, 0, "shift"),
+            _at_least(self, 1, "views"),
+            _above_zero(self, "mix_alpha"),
             (
                 0 < low <= high <= 1,
                 f"scale is {[low, high]}; accepted: two areas, 0 < least <= most <= 1",
-            ),
-            (self.shift is None or self.shift >= 0, f"shift is {self.shift}; accepted: 0 or more"),
-            (
-                self.mix_alpha is None or self.mix_alpha > 0,
-                f"mix_alpha is {self.mix_alpha}; accepted: above 0",
             ),
             (
                 probability is None or 0 <= probability <= 1,
@@ -246,26 +250,11 @@ class StudentConfig:
         sizes = 1 if self.batch_size is None else self.batch_size
         least = min(sizes.values(), default=0) if isinstance(sizes, dict) else sizes
         _check(
+            _at_least(self, 0, "weight_decay", "ce_weight"),
+            _at_least(self, 1, "seeds", "epochs"),
+            _above_zero(self, "lr", "temperature"),
             (len(self.models) > 0, "models is empty; accepted: one or more models"),
-            (self.seeds >= 1, f"seeds is {self.seeds}; accepted: 1 or more"),
-            (
-                self.epochs is None or self.epochs >= 1,
-                f"epochs is {self.epochs}; accepted: 1 or more",
-            ),
             (least >= 1, f"batch_size is {self.batch_size}; accepted: 1 or more"),
-            (self.lr is None or self.lr > 0, f"lr is {self.lr}; accepted: above 0"),
-            (
-                self.weight_decay is None or self.weight_decay >= 0,
-                f"weight_decay is {self.weight_decay}; accepted: 0 or more",
-            ),
-            (
-                self.ce_weight is None or self.ce_weight >= 0,
-                f"ce_weight is {self.ce_weight}; accepted: 0 or more",
-            ),
-            (
-                self.temperature is None or self.temperature > 0,
-                f"temperature is {self.temperature}; accepted: above 0",
-            ),
             (self.ema is None or 0 <= self.ema < 1, f"ema is {self.ema}; accepted: 0 to below 1"),
         )
 
@@ -282,16 +271,9 @@ class FederationConfig:
 
     def __post_init__(self) -> None:
         _check(
-            (self.min_clients >= 1, f"min_clients is {self.min_clients}; accepted: 1 or more"),
-            (self.deadline_s > 0, f"deadline_s is {self.deadline_s}; accepted: above 0"),
-            (
-                self.cpus_per_client >= 1,
-                f"cpus_per_client is {self.cpus_per_client}; accepted: 1 or more",
-            ),
-            (
-                self.gpus_per_client >= 0,
-                f"gpus_per_client is {self.gpus_per_client}; accepted: 0 or more",
-            ),
+            _at_least(self, 0, "gpus_per_client"),
+            _at_least(self, 1, "min_clients", "cpus_per_client"),
+            _above_zero(self, "deadline_s"),
         )
 
 

@@ -22,7 +22,7 @@ from fedistill import client, config_file, data, partition, results, slots, sour
 from fedistill.config import Config
 from fedistill.display import ProgressDisplay
 from fedistill.errors import ConfigError, PartitionError, RunError, UserError
-from fedistill.journal import absolute_uri
+from fedistill.journal import JOURNAL, absolute_uri
 from fedistill.simulation import Simulation
 
 _PROGRESS = "FEDISTILL_PROGRESS"
@@ -83,16 +83,23 @@ def run(config: Config, output: Path, backend: str) -> dict[str, Any]:
     run_config = {
         "config-yaml": config_file.dump(config),
         "output-dir": str(output),
+        # Of this process: the ServerApp runs a copy of the code, in another folder.
+        "source-json": json.dumps(tracking.source_tags()),
         "tracking-uri": absolute_uri(config.tracking.uri)
         if config.tracking.uri
         else tracking.default_uri(Path.cwd()),
     }
-    if backend == "local":
-        preflight(config)
-        results.claim(output, run_config["config-yaml"])
-        _run_local(config, output, run_config)
-    else:
-        _run_flower(config, output, run_config)
+    try:
+        if backend == "local":
+            preflight(config)
+            results.claim(output, run_config["config-yaml"])
+            _run_local(config, output, run_config)
+        else:
+            _run_flower(config, output, run_config)
+    except KeyboardInterrupt:
+        if (output / JOURNAL).exists():  # the ServerApp is gone: nobody else can say so
+            tracking.Journal(output).end("KILLED")
+        raise
     result: dict[str, Any] = json.loads((output / results.RESULT).read_text(encoding="utf-8"))
     return result
 

@@ -9,11 +9,10 @@ Replies arrive in any order and node ids are random, so everything is kept by pa
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from logging import INFO, WARNING
+from logging import INFO
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
@@ -22,36 +21,15 @@ from torch import nn
 from fedistill import slots, wire
 from fedistill.client import restore_teacher
 from fedistill.config import Config
-from fedistill.errors import ClientsFailed, PartitionError, RunError, WireError
+from fedistill.errors import ClientsFailed, PartitionError, WireError
 from fedistill.images import DataSpec
 from fedistill.sets import SyntheticSet
 from fedistill.shares import Share, integrate
 from fedistill.slots import Plan
-
-_NODE_POLL_S = 0.2
-_NODE_WAIT_S = 120.0  # a simulation registers its nodes after the ServerApp has started
-_GRACE_S = 30.0  # after the time to live, for the explicit "expired" reply to arrive
-_UNKNOWN_ERROR = 0  # Flower's code for a dead simulation worker, which then swallows messages
+from strategies.exchange import Exchange
 
 Report = Callable[[str, int, int, str], None]
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
-
-
-@dataclass
-class Traffic:
-    """Bytes of serialised messages, by partition id and message type."""
-
-    up: dict[int, dict[str, int]] = field(default_factory=dict)
-    down: dict[int, dict[str, int]] = field(default_factory=dict)
-
-    def count(self, way: dict[int, dict[str, int]], client: int, stage: str, size: int) -> None:
-        """Add the size of one message to `up` or `down`."""
-        stages = way.setdefault(client, {})
-        stages[stage] = stages.get(stage, 0) + size
-
-    def total(self, way: Mapping[int, Mapping[str, int]]) -> int:
-        """Sum over clients and stages."""
-        return sum(sum(stages.values()) for stages in way.values())
 
 
 class FedDistill(Strategy):
@@ -65,7 +43,7 @@ class FedDistill(Strategy):
         report: called with stage, steps done, steps in all, and a note.
 
     After `start`: `sets` holds the refined set of each IPC, `plans` who made what, `shares` and
-    `teachers` what each client delivered, `failures` why a client is absent, `traffic` the bytes.
+    `teachers` what each client delivered, `exchange` the bytes and who failed.
     """
 
     def __init__(
@@ -87,12 +65,14 @@ class FedDistill(Strategy):
         self.plans: dict[int, Plan] = {}
         self.sets: dict[int, SyntheticSet] = {}
         self.teachers: dict[int, nn.Module] = {}
-        self.failures: dict[int, str] = {}
-        self.traffic = Traffic()
         self.seconds: dict[str, float] = {}
-        self._nodes: dict[int, int] = {}
+        self.exchange = Exchange(config)
         self._requests: dict[int, wire.DistillRequest] = {}
-        self._asked: dict[str, int] = {}
+
+    @property
+    def failures(self) -> dict[int, str]:
+        """Why a client is left out, by partition id."""
+        return self.exchange.failures
 
     @abstractmethod
     def refine(self, synthetic: SyntheticSet) -> SyntheticSet:
@@ -127,14 +107,14 @@ class FedDistill(Strategy):
             PartitionError: nobody holds a class.
         """
         result = Result()
-        self._nodes = self._wait_for_nodes(grid)
+        self.exchange.wait_for_nodes(grid)
         self._describe(grid)
         self._plan()
         server_round = 0
         while self._missing():
             server_round += 1
             messages = list(self.configure_train(server_round, ArrayRecord(), ConfigRecord(), grid))
-            replies = self._exchange(grid, messages)
+            replies = self.exchange.send(grid, messages)
             _, metrics = self.aggregate_train(server_round, replies)
             if metrics is not None:
                 result.train_metrics_clientapp[server_round] = metrics
@@ -171,31 +151,30 @@ class FedDistill(Strategy):
             for client, counts in self._missing().items()
         }
         log(INFO, "distill: round %s asks %s clients", server_round, len(self._requests))
-        return [
-            self._message(client, wire.DISTILL, wire.encode_distill_request(request))
-            for client, request in self._requests.items()
-        ]
+        contents = {n: wire.encode_distill_request(it) for n, it in self._requests.items()}
+        return self.exchange.messages(wire.DISTILL, contents)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Keep the shares that arrived; a client whose reply is not a share has failed."""
         received = 0
-        good = self._good(replies)
-        for client, content in good.items():
+        # Who is silent now has failed, even with a share from an earlier round: it would be asked
+        # for ever.
+        for client, content in self.exchange.good(replies, self._requests).items():
             try:
                 share = wire.decode_share(content, self._requests[client])
                 teacher = restore_teacher(self.config, self.spec, client, share.teachers[0])
             except (WireError, RuntimeError) as error:
-                self._fail(client, f"its reply was refused: {error}")
+                self.exchange.fail(client, f"its reply was refused: {error}")
                 continue
             self.teachers[client] = teacher.to(self.device)
             known = self.shares.get(client)
             self.shares[client] = share if known is None else known.extended(share)
             received += len(share.images)
-        for client in self._requests:
-            if client not in good:  # also one that answered before: it would be asked for ever
-                self._fail(client, f"no answer within {self.config.federation.deadline_s:g} s")
+        for client in self.failures:
+            self.shares.pop(client, None)
+            self.teachers.pop(client, None)
         log(INFO, "distill: received %s images, %s clients failed", received, len(self.failures))
         return None, MetricRecord({"images": received, "failures": len(self.failures)})
 
@@ -218,45 +197,19 @@ class FedDistill(Strategy):
         relabel = self.config.relabel
         log(INFO, "\t└──> relabel: %s, %s views", relabel.name, relabel.views)
 
-    def _wait_for_nodes(self, grid: Grid) -> dict[int, int]:
-        """Wait until enough nodes are there, and give each a partition id.
-
-        Raises:
-            ClientsFailed: they are not there in time.
-        """
-        wanted = self.config.partition.clients
-        deadline = time.monotonic() + _NODE_WAIT_S
-        while True:
-            nodes = sorted(grid.get_node_ids())
-            if len(nodes) >= wanted:
-                return dict(enumerate(nodes[:wanted]))
-            if time.monotonic() > deadline:
-                raise ClientsFailed(
-                    f"{len(nodes)} of {wanted} nodes came within {_NODE_WAIT_S:g} s; start the "
-                    "missing SuperNodes, or lower partition.clients"
-                )
-            time.sleep(_NODE_POLL_S)
-
     def _describe(self, grid: Grid) -> None:
-        messages = [
-            self._message(
-                client,
-                wire.DESCRIBE,
-                wire.encode_describe_request(self.config, self.spec, client),
-            )
-            for client in self._nodes
-        ]
-        for client, content in self._good(self._exchange(grid, messages)).items():
+        nodes = self.exchange.nodes
+        contents = {n: wire.encode_describe_request(self.config, self.spec, n) for n in nodes}
+        messages = self.exchange.messages(wire.DESCRIBE, contents)
+        replies = self.exchange.send(grid, messages)
+        for client, content in self.exchange.good(replies, nodes).items():
             try:
                 found = wire.decode_description(content, self.spec.num_classes)
             except WireError as error:
-                self._fail(client, f"its description was refused: {error}")
+                self.exchange.fail(client, f"its description was refused: {error}")
                 continue
             self.descriptions[client] = found
-        for client in self._nodes:
-            if client not in self.descriptions:
-                self._fail(client, f"no answer within {self.config.federation.deadline_s:g} s")
-        self._require_clients()
+        self.exchange.require_clients()
 
     def _plan(self) -> None:
         histograms = {client: found.histogram for client, found in self.descriptions.items()}
@@ -291,7 +244,7 @@ class FedDistill(Strategy):
         Raises:
             ClientsFailed: too few are left, or none that holds a class.
         """
-        self._require_clients()
+        self.exchange.require_clients()
         alive = {
             client: found.histogram
             for client, found in self.descriptions.items()
@@ -308,72 +261,8 @@ class FedDistill(Strategy):
             except LookupError as error:
                 raise ClientsFailed(
                     f"class '{self.spec.class_names[error.args[0]]}' is held only by clients that "
-                    f"failed: {self._reasons()}; mend one of them and run again"
+                    f"failed: {self.exchange.reasons()}; mend one of them and run again"
                 ) from error
-
-    def _require_clients(self) -> None:
-        least = self.config.federation.min_clients
-        good = len(self._nodes) - len(self.failures)
-        if good < max(1, least):
-            raise ClientsFailed(
-                f"{good} of {len(self._nodes)} clients are left and federation.min_clients is "
-                f"{least}; {self._reasons()}"
-            )
-
-    def _reasons(self) -> str:
-        last_lines = {c: reason.strip().splitlines()[-1] for c, reason in self.failures.items()}
-        return "; ".join(f"client {client}: {line}" for client, line in last_lines.items())
-
-    def _message(self, client: int, message_type: str, content: RecordDict) -> Message:
-        self.traffic.count(self.traffic.down, client, message_type, wire.size(content))
-        return Message(
-            content,
-            dst_node_id=self._nodes[client],
-            message_type=message_type,
-            group_id=message_type,
-            ttl=self.config.federation.deadline_s,
-        )
-
-    def _exchange(self, grid: Grid, messages: list[Message]) -> list[Message]:
-        timeout = self.config.federation.deadline_s + _GRACE_S
-        replies = list(grid.send_and_receive(messages, timeout=timeout))
-        client_of = {node: client for client, node in self._nodes.items()}
-        # By message, not by sender: an error made by the SuperLink comes from its own id.
-        for message in messages:
-            metadata = message.metadata
-            self._asked[metadata.message_id] = client_of[metadata.dst_node_id]
-        return replies
-
-    def _good(self, replies: Iterable[Message]) -> dict[int, RecordDict]:
-        """Return the content of the good replies by partition id; note the failures.
-
-        Raises:
-            RunError: a worker of the simulation died, which makes further replies worthless.
-        """
-        good = {}
-        for reply in replies:
-            client = self._asked[reply.metadata.reply_to_message_id]
-            if not reply.has_error():
-                stage = reply.metadata.message_type
-                self.traffic.count(self.traffic.up, client, stage, wire.size(reply.content))
-                good[client] = reply.content
-            elif reply.error.code == _UNKNOWN_ERROR:
-                raise RunError(
-                    f"the worker process of client {client} died ({reply.error.reason}); if the "
-                    "machine ran out of memory, raise federation.cpus_per_client so that fewer "
-                    "clients run at once, and run again"
-                )
-            else:
-                self._fail(client, reply.error.reason or "no reason given")
-        return dict(sorted(good.items()))
-
-    def _fail(self, client: int, reason: str) -> None:
-        if client in self.failures:
-            return
-        self.failures[client] = reason
-        self.shares.pop(client, None)
-        self.teachers.pop(client, None)
-        log(WARNING, "client %s failed and is left out:\n%s", client, reason)
 
 
 def _arrays(sets: Mapping[int, SyntheticSet]) -> ArrayRecord:

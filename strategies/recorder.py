@@ -13,7 +13,8 @@ from fedistill.evaluation import Scores
 from fedistill.partition import Partition
 from fedistill.shares import Share
 from fedistill.tracking import Journal
-from strategies.base import FedDistill, Traffic
+from strategies.base import FedDistill
+from strategies.exchange import Traffic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,13 +29,22 @@ class Recorder:
     data: Data
     journal: Journal
 
-    def start(self, tracking_uri: str) -> None:
-        """Open the journal with the parameters of the run."""
+    def start(self, tracking_uri: str, source: Mapping[str, str]) -> None:
+        """Open the journal with the parameters of the run.
+
+        Args:
+            tracking_uri: of the MLflow store.
+            source: tags that say who started the run, and from which commit.
+        """
         config = self.config
         self.journal.start(
             experiment=config.tracking.experiment or f"fedistill-{self.data.spec.name}",
             run_name=f"{self._clients} {config.distill.name} {config.relabel.name} s{config.seed}",
-            tags={"config_hash": config_file.sha256(config), "config_name": config.name},
+            tags={
+                **source,
+                "config_hash": config_file.sha256(config),
+                "config_name": config.name,
+            },
             uri=tracking_uri or None,
         )
         self.journal.params(
@@ -126,7 +136,7 @@ class Recorder:
         seconds: Mapping[str, float],
     ) -> None:
         """Write result.json (design.md section 7) and the metrics that sum the run up."""
-        traffic = strategy.traffic
+        traffic = strategy.exchange.traffic
         total = {"up": traffic.total(traffic.up), "down": traffic.total(traffic.down)}
         top1 = [round(value, 3) for _, value in sorted(teacher_top1.items())]
         mean = round(sum(top1) / len(top1), 3)

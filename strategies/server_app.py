@@ -1,7 +1,9 @@
 """The ServerApp: it composes data, strategy, evaluation and tracking into one experiment."""
 
+import json
 import os
 import time
+from collections.abc import Mapping
 from logging import WARNING
 from pathlib import Path
 from typing import Literal
@@ -32,7 +34,8 @@ def main(grid: Grid, context: Context) -> None:
     config = config_file.loads(str(context.run_config["config-yaml"]))
     output = Path(str(context.run_config["output-dir"]))
     try:
-        _tracked(config, output, str(context.run_config["tracking-uri"]), grid)
+        source = json.loads(str(context.run_config["source-json"]) or "{}")
+        _tracked(config, output, str(context.run_config["tracking-uri"]), source, grid)
     except Exception as error:
         results.write_failure(output, error)
         raise
@@ -43,11 +46,13 @@ def choose_strategy(config: Config) -> type[FedDistill]:
     return Integrate if config.relabel.name == "own" else DistributedBoosting
 
 
-def _tracked(config: Config, output: Path, tracking_uri: str, grid: Grid) -> None:
+def _tracked(
+    config: Config, output: Path, tracking_uri: str, source: Mapping[str, str], grid: Grid
+) -> None:
     """Run an experiment with a journal that is closed whatever happens."""
     journal = Journal(output)
     experiment = Experiment(config, output, journal)
-    experiment.record.start(tracking_uri)
+    experiment.record.start(tracking_uri, source)
     sink = MlflowSink(output, warn=lambda text: log(WARNING, text))
     if config.tracking.enabled:
         sink.start()

@@ -56,7 +56,13 @@ FLOORS = [
     ],
     ["fedistill.distillers.base", "fedistill.models", "fedistill.wire"],
     ["fedistill.distillers.sre2l", "fedistill.relabel", "fedistill.student", "fedistill.teacher"],
-    ["fedistill.baselines", "fedistill.client", "fedistill.figures", "fedistill.tables"],
+    [
+        "fedistill.baselines",
+        "fedistill.client",
+        "fedistill.figures",
+        "fedistill.tables",
+        "strategies.exchange",
+    ],
     [
         "fedistill.benchmark",
         "fedistill.client_app",
