@@ -3,6 +3,7 @@
 Heavy imports stand inside the commands, so that `fedistill --help` answers at once.
 """
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -156,6 +157,7 @@ def bench(
 
 def main() -> None:
     """Run a command; turn errors into a message and an exit code."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything is cleaned up
     try:
         app()
     except FedistillError as error:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from fedistill import registry
 from fedistill.config import Config
 from fedistill.distillers.base import Distiller, Task
-from fedistill.errors import ConfigError
 from fedistill.images import DataSpec, ImageSet
 from fedistill.models import build
 from fedistill.models.build import require_batch_norm
@@ -33,7 +32,6 @@ def check(config: Config, spec: DataSpec) -> None:
 
     Raises:
         ModelError: a model does not exist, does not take the images, or does not fit the method.
-        ConfigError: the method shows real images and the config does not allow it.
     """
     distiller = distiller_of(config)
     for model_config in config.teacher_models:
@@ -153,17 +151,3 @@ def set_threads(cpus: int) -> None:
     here and not left to the surroundings: a simulation and a local run then agree bit for bit.
     """
     torch.set_num_threads(max(1, min(cpus, os.cpu_count() or 1)))
-
-
-def check_privacy(config: Config) -> None:
-    """Refuse a method that shows real images in a deployment that does not allow it.
-
-    Raises:
-        ConfigError: `privacy.allow_real_images` is not set.
-    """
-    if distiller_of(config).uses_real_images and not config.privacy.allow_real_images:
-        raise ConfigError(
-            f"distill.name '{config.distill.name}' with these options sends real images off the "
-            "device, and privacy.allow_real_images is false; set it to true if that is "
-            "acceptable, or use a method that starts from noise (distill.init: noise)"
-        )

@@ -64,20 +64,40 @@ class DataConfig:
         )
 
 
+_PARTITION_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "iid": {},
+    "dirichlet": {"alpha": 0.5},
+    "pathological": {"classes_per_client": 2},
+    "shards": {"shards_per_client": 2},
+    "quantity": {"alpha": 0.5},
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class PartitionConfig:
-    """How the training split is dealt to the clients."""
+    """How the training split is dealt to the clients.
+
+    `alpha` is for dirichlet and quantity (default 0.5), `classes_per_client` for pathological (2),
+    `shards_per_client` for shards (2).
+    """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     name: Literal["iid", "dirichlet", "pathological", "shards", "quantity"] = "iid"
     clients: int = 5
-    alpha: float = 0.5
-    classes_per_client: int = 2
-    shards_per_client: int = 2
+    alpha: float | None = None
+    classes_per_client: int | None = None
+    shards_per_client: int | None = None
     min_samples: int = 1
 
     def __post_init__(self) -> None:
+        own = _PARTITION_OPTIONS[self.name]
+        others = {key for keys in _PARTITION_OPTIONS.values() for key in keys} - own.keys()
+        odd = sorted(key for key in others if getattr(self, key) is not None)
+        for key, value in own.items():
+            if getattr(self, key) is None:
+                object.__setattr__(self, key, value)
         _check(
+            (not odd, f"{', '.join(odd)} has no meaning for partition '{self.name}'; remove it"),
             _at_least(self, 1, "clients", "classes_per_client", "shards_per_client", "min_samples"),
             _above_zero(self, "alpha"),
         )
@@ -288,14 +308,6 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrivacyConfig:
-    """What may leave a device. Only images optimised from noise may, unless this says more."""
-
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
-    allow_real_images: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class Config:
     """One experiment."""
 
@@ -314,11 +326,19 @@ class Config:
     baselines: tuple[Literal["random", "hard_label", "ensemble", "full_data"], ...] = ()
     federation: FederationConfig = field(default_factory=FederationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
 
     def __post_init__(self) -> None:
         _check(
             (self.model != (), "model is an empty list; accepted: one or more models"),
+            (
+                self.federation.min_clients <= self.partition.clients,
+                f"federation.min_clients is {self.federation.min_clients} and partition.clients is "
+                f"{self.partition.clients}; accepted: no more than there are",
+            ),
+            (
+                len(set(self.baselines)) == len(self.baselines),
+                f"baselines is {list(self.baselines)}; one is twice in it",
+            ),
             (
                 re.fullmatch(r"[\w][\w. -]*", self.name) is not None,
                 f"name is {self.name!r}; accepted: letters, digits, '_', '-', '.' and spaces "

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedistill import protocols, registry
-from fedistill.config import Config, DistillConfig, ModelConfig, RegularizerConfig
+from fedistill.config import Config, DistillConfig, ModelConfig, RegularizerConfig, StudentConfig
 from fedistill.errors import ConfigError, known_names
 
 _DISTILL_KEYS = {field.name for field in dataclasses.fields(DistillConfig)} - {"options"}
@@ -99,9 +99,18 @@ def to_dict(config: Config) -> dict[str, Any]:
     return tree
 
 
+def shareable(config: Config) -> dict[str, Any]:
+    """Return the config for others: of a folder on this machine only the last name is left."""
+    tree = to_dict(config)
+    name = Path(config.data.name)
+    if name.is_absolute():
+        tree["data"]["name"] = name.name
+    return tree
+
+
 def sha256(config: Config) -> str:
     """Hash a config: the same experiment has the same hash wherever it is recorded."""
-    tree = to_dict(config)
+    tree = shareable(config)
     del tree["tracking"]
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
@@ -269,6 +278,8 @@ def _fill_in(config: Config) -> Config:
         **_missing(config.student, protocols.student_keys(config.student.protocol)),
         models=tuple(_student_model(model, config) for model in config.student.models),
     )
+    temperature = _temperature(config.student.temperature, student)
+    student = dataclasses.replace(student, temperature=temperature)
     relabel = dataclasses.replace(
         config.relabel,
         **_missing(config.relabel, protocols.view_keys(config.student.protocol)),
@@ -278,6 +289,18 @@ def _fill_in(config: Config) -> Config:
         default = registry.load("distillers", distill.name)()
         distill = dataclasses.replace(distill, options=dataclasses.asdict(default))
     return dataclasses.replace(config, student=student, relabel=relabel, distill=distill)
+
+
+def _temperature(wanted: float | None, student: StudentConfig) -> float | None:
+    """Return the temperature of the filled-in recipe; `mse` compares logits and has none."""
+    if student.loss == "kl":
+        return student.temperature or protocols.TEMPERATURE
+    if wanted is not None:
+        raise ConfigError(
+            f"student.temperature is {wanted:g} and student.loss is mse, which has no "
+            "temperature; remove it, or set student.loss: kl"
+        )
+    return None
 
 
 def _missing(section: Any, values: Mapping[str, Any]) -> dict[str, Any]:

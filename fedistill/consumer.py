@@ -70,12 +70,16 @@ def _config(
     epochs: int | None,
 ) -> Config:
     """Make the config of the students from the recipe in the card and the user's wishes."""
-    recipe = synthetic.card.get("recipe", {})
+    recipe = synthetic.card.get("recipe")
+    recipe = recipe if isinstance(recipe, dict) else {}
     student = {"protocol": protocol} if protocol else dict(recipe.get("student", {}))
     wishes = {"models": models or student.get("models"), "epochs": epochs, "seeds": seeds}
     student |= {key: value for key, value in wishes.items() if value}
+    size = recipe.get("data", {}).get("size")
     kept = {key: recipe[key] for key in ("seed", "precision", "model") if key in recipe}
-    return config_file.from_dict({**kept, "data": {"name": data_name}, "student": student})
+    return config_file.from_dict(
+        {**kept, "data": {"name": data_name, "size": size}, "student": student}
+    )
 
 
 def _check_fit(synthetic: SyntheticSet, loaded: data.Data, config: Config, folder: Path) -> None:

@@ -6,8 +6,8 @@ into boxes. On CIFAR-10 the boxes would take more bytes than the labels.
 
 `apply` writes crop, mirror and bilinear resize as two small matrices per image,
 `rows @ image @ columns.T`: one batched product each, differentiable, and deterministic on a
-GPU too (the backward pass of `grid_sample` is not). Pixels outside the frame are zero, so the
-padded random shift is a box that leaves the frame.
+GPU too (the backward pass of `grid_sample` is not). Pixels outside the frame have one colour, so
+the padded random shift is a box that leaves the frame.
 """
 
 import math
@@ -70,14 +70,12 @@ class Views:
 
     def select(self, index: Tensor) -> "Views":
         """Return the boxes and mirrors of some images; mixing is a matter of the whole set."""
+        index = index.to(self.boxes.device)
         return Views(self.boxes[index], self.flips[index])
 
 
 def draw(count: int, size: int, options: ViewOptions, generator: torch.Generator) -> Views:
-    """Draw one view for each of `count` images of `size` pixels.
-
-    The number of random numbers drawn depends on `count` alone, never on earlier results.
-    """
+    """Draw one view for each of `count` images of `size` pixels."""
     area = torch.empty(count).uniform_(*options.scale, generator=generator)
     log_ratio = torch.empty(count).uniform_(
         math.log(options.ratio[0]), math.log(options.ratio[1]), generator=generator
@@ -118,16 +116,20 @@ def _draw_mix(
     return Views(views.boxes, views.flips, partner, own_share, (top, left, bottom, right))
 
 
-def apply(images: Tensor, views: Views) -> Tensor:
+def apply(images: Tensor, views: Views, outside: Tensor | None = None) -> Tensor:
     """Crop, mirror and resize each image to its own view; no mixing.
 
     Args:
         images: float [B, C, H, W].
         views: one for each image.
+        outside: colour beyond the frame, [C, 1, 1]; None: zero, or no view leaves the frame.
+            Black is not zero in normalised units: see `DataSpec.pixel_bounds`.
 
     Returns:
         Float [B, C, H, W], differentiable in `images`.
     """
+    if outside is not None:
+        return apply(images - outside, views) + outside
     height, width = images.shape[-2:]
     top, left, tall, wide = views.boxes.to(images.device).unbind(1)
     rows = _interpolation(top, tall, height).to(images.dtype)
@@ -170,19 +172,20 @@ def mix(images: Tensor, partners: Tensor, views: Views) -> Tensor:
     return mixed
 
 
-def render(images: Tensor, views: Views, index: Tensor) -> Tensor:
+def render(images: Tensor, views: Views, index: Tensor, outside: Tensor | None = None) -> Tensor:
     """Return the views of some images of a set, mixed with their partners.
 
     Args:
         images: the whole set, float [M, C, H, W].
         views: one for each image of the set.
         index: which images to show, int64 [B].
+        outside: as for `apply`.
 
     Returns:
         Float [B, C, H, W].
     """
-    shown = apply(images[index], views.select(index))
+    shown = apply(images[index], views.select(index), outside)
     if views.partner is None:
         return shown
-    partner = views.partner[index]
-    return mix(shown, apply(images[partner], views.select(partner)), views)
+    partner = views.partner.to(index.device)[index]
+    return mix(shown, apply(images[partner], views.select(partner), outside), views)

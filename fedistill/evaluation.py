@@ -1,7 +1,7 @@
 """What a set is worth: students and baselines under one protocol, all seeds side by side."""
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -158,6 +158,43 @@ class Evaluator:
             dtype=self.dtype,
             report=report,
         )
+
+
+def score_all(
+    evaluator: Evaluator,
+    sets: Mapping[int, SyntheticSet],
+    plans: Mapping[int, Plan],
+    teachers: Sequence[nn.Module],
+    train: ImageSet,
+    shards: Sequence[Tensor],
+    refine: Callable[[SyntheticSet], SyntheticSet],
+    report: Report = lambda done, total: None,
+) -> Iterator[tuple[int, Scores]]:
+    """Score the set of each IPC, with the baselines of the config beside it.
+
+    What is the same for every set, the ensemble and the training on all data, is done once.
+
+    Args:
+        evaluator: trains and tests.
+        sets: by IPC, with soft labels.
+        plans: by IPC, who made what.
+        teachers: of all clients.
+        train: the training split.
+        shards: indices into it of each partition id.
+        refine: labels a set in the way the distilled ones were labelled.
+        report: called with epochs done and epochs in all of one set.
+    """
+    wanted = evaluator.config.baselines
+    once = {"ensemble": evaluator.ensemble(teachers)} if "ensemble" in wanted else {}
+    full_data = train if "full_data" in wanted else None
+    for ipc, synthetic in sets.items():
+        sets_beside = rivals(evaluator.config, synthetic, train, shards, plans[ipc], refine)
+        found = evaluator.score(synthetic, sets_beside, full_data, report)
+        if full_data is not None:
+            once["full_data"] = found.baselines["full_data"]
+            full_data = None
+        rows = {**found.baselines, **once}
+        yield ipc, Scores(found.students, {name: rows[name] for name in wanted})
 
 
 def rivals(

@@ -6,10 +6,8 @@ Drawn with matplotlib's objects, never through pyplot: its global state is not t
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from fedistill.images import DataSpec
 from fedistill.sets import SyntheticSet
 from fedistill.shares import Curve
 from fedistill.student import Score
@@ -112,13 +110,3 @@ def loss_curves(curves: Mapping[str, Curve], title: str, x_label: str) -> "Figur
     if len(curves) <= 12:
         axes.legend(fontsize=8, frameon=False, ncols=2)
     return figure
-
-
-def contact_print(images: Tensor, spec: DataSpec, columns: int = _COLUMNS) -> Tensor:
-    """Tile images without borders, uint8 [3, H, W]: for a README or a thumbnail."""
-    rows = -(-len(images) // columns)
-    padded = torch.zeros(rows * columns, spec.channels, spec.size, spec.size, dtype=torch.uint8)
-    padded[: len(images)] = images
-    tiled = padded.view(rows, columns, spec.channels, spec.size, spec.size)
-    sheet = tiled.permute(2, 0, 3, 1, 4).reshape(spec.channels, rows * spec.size, -1)
-    return sheet.expand(3, -1, -1).contiguous()

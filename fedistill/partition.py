@@ -140,6 +140,7 @@ def _iid(labels: Ints, config: PartitionConfig, random: np.random.Generator) -> 
 
 
 def _dirichlet(labels: Ints, config: PartitionConfig, random: np.random.Generator) -> list[Ints]:
+    assert config.alpha is not None  # filled in for its scheme
     from datasets import Dataset
     from flwr_datasets.partitioner import DirichletPartitioner
 
@@ -171,6 +172,7 @@ def _dirichlet(labels: Ints, config: PartitionConfig, random: np.random.Generato
 
 def _pathological(labels: Ints, config: PartitionConfig, random: np.random.Generator) -> list[Ints]:
     """Deal the classes round the clients until each has its number; cut a class that is shared."""
+    assert config.classes_per_client is not None  # filled in for its scheme
     clients, per_client = config.clients, config.classes_per_client
     classes = random.permutation(np.unique(labels))
     if per_client > len(classes):
@@ -202,6 +204,7 @@ def _pathological(labels: Ints, config: PartitionConfig, random: np.random.Gener
 
 def _shards(labels: Ints, config: PartitionConfig, random: np.random.Generator) -> list[Ints]:
     """Sort by class, cut into equal shards, give every client its number of shards at random."""
+    assert config.shards_per_client is not None  # filled in for its scheme
     count = config.clients * config.shards_per_client
     if count > len(labels):
         raise PartitionError(
@@ -216,6 +219,7 @@ def _shards(labels: Ints, config: PartitionConfig, random: np.random.Generator) 
 
 def _quantity(labels: Ints, config: PartitionConfig, random: np.random.Generator) -> list[Ints]:
     """Give every client `min_samples`, and deal the rest by one Dirichlet draw."""
+    assert config.alpha is not None  # filled in for its scheme
     spare = len(labels) - config.clients * config.min_samples
     shares = random.dirichlet(np.full(config.clients, config.alpha))
     ends = np.rint(shares.cumsum() * spare).astype(np.int64)
@@ -302,11 +306,11 @@ def _name_ticks(axes: Any, names: tuple[str, ...], clients: int) -> None:
 
 def _title(partition: Partition, spec: DataSpec) -> str:
     config, number = partition.config, partition.num_partitions
-    scheme = {
-        "dirichlet": f"dirichlet, alpha {config.alpha:g}",
-        "pathological": f"pathological, classes per client: {config.classes_per_client}",
-        "shards": f"shards, per client: {config.shards_per_client}",
-        "quantity": f"quantity, alpha {config.alpha:g}",
-    }
-    title = f"{spec.name}: {scheme.get(config.name, config.name)}, {number} client"
+    values = asdict(config)
+    options = "".join(
+        f", {key.replace('_', ' ')} {values[key]}"
+        for key in ("alpha", "classes_per_client", "shards_per_client")
+        if values[key] is not None
+    )
+    title = f"{spec.name}: {config.name}{options}, {number} client"
     return title if number == 1 else f"{title}s"

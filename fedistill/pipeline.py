@@ -67,14 +67,12 @@ def run(config: Config) -> dict[int, Outcome]:
             synthetic, teachers, config.relabel, seed=config.seed, device=device, dtype=dtype
         )
 
+    sets = {ipc: refine(integrate(shares, plan, spec)) for ipc, plan in plans.items()}
     evaluator = Evaluator(config=config, spec=spec, test=loaded.test, device=device, dtype=dtype)
-    outcomes = {}
-    for ipc, plan in plans.items():
-        synthetic = refine(integrate(shares, plan, spec))
-        rivals = evaluation.rivals(config, synthetic, loaded.train, parts.indices, plan, refine)
-        full_data = loaded.train if "full_data" in config.baselines else None
-        outcomes[ipc] = Outcome(synthetic, evaluator.score(synthetic, rivals, full_data))
-    return outcomes
+    scores = evaluation.score_all(
+        evaluator, sets, plans, list(teachers.values()), loaded.train, parts.indices, refine
+    )
+    return {ipc: Outcome(sets[ipc], found) for ipc, found in scores}
 
 
 if __name__ == "__main__":

@@ -39,6 +39,9 @@ _SETTINGS = {
 _UNSET = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
+_ENDED = -1
+
+
 def environment(work: Path, scratch: str, extra: Mapping[str, str]) -> dict[str, str]:
     """Return the variables of all processes of a simulation.
 
@@ -86,7 +89,7 @@ def terminate(superlink: int, scratch: str) -> None:
     What is not gone in time is killed: the process of a ServerApp does not end before its
     thread does, whatever the signal, and Ray's agents look for their parent only rarely.
     """
-    sessions = {superlink, *map(_session, _marked(scratch))}
+    sessions = {superlink, *map(_session, _marked(scratch))} - {_ENDED}
     try:
         with contextlib.suppress(ProcessLookupError):
             os.kill(superlink, signal.SIGTERM)
@@ -95,7 +98,7 @@ def terminate(superlink: int, scratch: str) -> None:
             time.sleep(0.1)
     finally:
         for pid in _members(sessions):
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         shutil.rmtree(scratch, ignore_errors=True)  # here too, for the watcher
 
@@ -120,11 +123,11 @@ def _members(sessions: set[int]) -> list[int]:
 
 
 def _session(pid: int) -> int:
-    """The session of a process that is alive; -1 for one that has ended."""
+    """The session of a process that is alive; `_ENDED` for one that is not."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
-        return -1
+        return _ENDED
     # pid (command) state parent group session ...; a command may hold spaces
     state, _, _, session = stat.rpartition(")")[2].split()[:4]
     return -1 if state == "Z" else int(session)

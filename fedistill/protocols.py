@@ -13,11 +13,13 @@ from typing import Any
 # `batch_size` may be a table {ipc: size}: the entry of the nearest smaller IPC holds.
 _VIEWS = ("scale", "shift", "mix", "mix_alpha", "mix_probability")
 
+TEMPERATURE = 20.0  # of `loss: kl` where a protocol says nothing: RDED, SRe2L on ImageNet
+
 PROTOCOLS: Mapping[str, Mapping[str, Any]] = {
     # Our own, chosen on held-out training images (experiments/LOG.md).
     "default": {
         "epochs": 300, "batch_size": 50, "optimizer": "adamw", "lr": 2e-3, "weight_decay": 0.01,
-        "schedule": "cosine", "loss": "mse", "ce_weight": 0.0, "temperature": 1.0, "ema": 0.99,
+        "schedule": "cosine", "loss": "mse", "ce_weight": 0.0, "ema": 0.99,
         "scale": (0.6, 1.0), "shift": 0, "mix": "cutmix", "mix_alpha": 1.0, "mix_probability": 0.5,
     },
     "sre2l": {
@@ -34,7 +36,7 @@ PROTOCOLS: Mapping[str, Mapping[str, Any]] = {
     "edc": {
         "epochs": 1000, "batch_size": {1: 10, 10: 25}, "optimizer": "adamw", "lr": 1e-3,
         "weight_decay": 0.01, "schedule": "multistep", "loss": "mse", "ce_weight": 0.025,
-        "temperature": 1.0, "ema": 0.99,
+        "ema": 0.99,
         "scale": (0.08, 1.0), "shift": 0, "mix": "cutmix", "mix_alpha": 1.0, "mix_probability": 1.0,
     },
 }  # fmt: skip

@@ -91,12 +91,13 @@ def relabel(
         view_options(config, spec),
     )
     images = spec.normalise(synthetic.images.to(device))
+    outside = spec.pixel_bounds(device)[0] if labels.options.shift else None
     ids = sorted(teachers)
     # Views are labelled in blocks: one batch for each teacher and block, not one for each view.
     block = max(1, _BATCH // len(synthetic))
     for first in range(0, config.views, block):
         views = range(first, min(first + block, config.views))
-        shown = torch.cat([_show(images, labels, view) for view in views])
+        shown = torch.cat([_show(images, labels, view, outside) for view in views])
         if config.name == "mean":
             answers = torch.stack([_ask(teachers[i], shown, dtype) for i in ids]).mean(0)
         else:
@@ -119,9 +120,9 @@ def relabel(
     return replace(synthetic, soft_labels=labels)
 
 
-def _show(images: Tensor, labels: SoftLabels, view: int) -> Tensor:
+def _show(images: Tensor, labels: SoftLabels, view: int, outside: Tensor | None) -> Tensor:
     everything = torch.arange(len(images), device=images.device)
-    return crops.render(images, labels.views(view, images.shape[-1]), everything)
+    return crops.render(images, labels.views(view, images.shape[-1]), everything, outside)
 
 
 def _ask(teacher: nn.Module, images: Tensor, dtype: torch.dtype) -> Tensor:

@@ -30,7 +30,10 @@ def check_free(folder: Path) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"the output folder {folder} is a file; choose another --output")
-    held = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    try:
+        held = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    except OSError as error:
+        raise OutputError(f"the output folder {folder} cannot be read: {error}") from error
     if held:
         what = "another run" if CONFIG in held else f"other files ({', '.join(held[:3])})"
         raise OutputError(
@@ -57,9 +60,18 @@ def claim(folder: Path, config_yaml: str) -> None:
 
 def write_json(path: Path, tree: Mapping[str, Any]) -> None:
     """Write a JSON file in one step: a reader never sees half of it."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what `write_json` wrote."""
+    tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return tree
 
 
 def write_failure(folder: Path, error: BaseException) -> None:
@@ -79,8 +91,7 @@ def read_failure(folder: Path) -> dict[str, Any] | None:
     path = folder / FAILURE
     if not path.is_file():
         return None
-    tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return tree
+    return read_json(path)
 
 
 def hardware() -> dict[str, Any]:

@@ -14,22 +14,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from fedistill import client, config_file, data, partition, results, slots, sources, tracking
+from fedistill import client, config_file, data, partition, results, sources, tracking
 from fedistill.config import Config
 from fedistill.display import ProgressDisplay
-from fedistill.errors import ConfigError, PartitionError, RunError, UserError
-from fedistill.journal import JOURNAL, absolute_uri
-from fedistill.simulation import Simulation
+from fedistill.errors import ConfigError, RunError, UserError
+from fedistill.journal import absolute_uri
+from fedistill.simulation import Simulation, federation_config
 
 _PROGRESS = "FEDISTILL_PROGRESS"
 _LOG = "log.txt"
 _SHOWN = ("WARNING", "ERROR", "CRITICAL")
 _LEVEL = re.compile(r"(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL)\s*:\s*(?P<text>.*)")
-_TRACEBACK = re.compile(r"Traceback|[\w.]+(Error|Exception|Interrupt|Failed)\b")
 _NOISE = ("Since flwr",)  # what Flower says about its own defaults
 
 
@@ -50,18 +49,7 @@ def preflight(config: Config) -> None:
             "no GPU here; set it to 0, or mend the driver"
         )
     loaded = data.load(config.data, config.seed)
-    parts = partition.split(
-        loaded.train.labels, loaded.spec.num_classes, config.partition, config.seed
-    )
-    histograms = dict(enumerate(parts.histograms(loaded.train.labels, loaded.spec.num_classes)))
-    try:
-        slots.allocate(histograms, [1] * loaded.spec.num_classes)
-    except LookupError as error:
-        name = loaded.spec.class_names[error.args[0]]
-        raise PartitionError(
-            f"class '{name}' is held by no client, so nobody can distil it; take the class out "
-            "of the data set, or raise data.fraction"
-        ) from error
+    partition.split(loaded.train.labels, loaded.spec.num_classes, config.partition, config.seed)
     client.check(config, loaded.spec)
 
 
@@ -77,12 +65,14 @@ def run(config: Config, output: Path, backend: str) -> dict[str, Any]:
         UserError: something the user can mend; nothing was overwritten.
         RunError: the run failed.
     """
+    started_at = time.time()
     output = output.absolute()
     results.check_free(output)
     config = _with_absolute_paths(config)
     run_config = {
         "config-yaml": config_file.dump(config),
         "output-dir": str(output),
+        "started-at": str(started_at),
         # Of this process: the ServerApp runs a copy of the code, in another folder.
         "source-json": json.dumps(tracking.source_tags()),
         "tracking-uri": absolute_uri(config.tracking.uri)
@@ -96,15 +86,21 @@ def run(config: Config, output: Path, backend: str) -> dict[str, Any]:
             _run_local(config, output, run_config)
         else:
             _run_flower(config, output, run_config)
-    except KeyboardInterrupt:
-        if (output / JOURNAL).exists():  # the ServerApp is gone: nobody else can say so
-            tracking.Journal(output).end("KILLED")
+    except BaseException as error:
+        status: Literal["KILLED", "FAILED"] = "FAILED" if isinstance(error, Exception) else "KILLED"
+        tracking.close_if_open(output, status, send=config.tracking.enabled)
         raise
     result: dict[str, Any] = json.loads((output / results.RESULT).read_text(encoding="utf-8"))
     return result
 
 
 def _run_flower(config: Config, output: Path, run_config: dict[str, str]) -> None:
+    resources = (
+        config.partition.clients,
+        config.federation.cpus_per_client,
+        config.federation.gpus_per_client,
+    )
+    federation_config(*resources)  # refuses what this machine cannot give, before anything starts
     with tempfile.TemporaryDirectory(prefix="fedistill-") as scratch:
         # The SuperLink takes seconds to start: let it, while the config is being checked.
         environment = {_PROGRESS: str(output / "progress.jsonl")}
@@ -159,14 +155,11 @@ class _Log:
         match = _LEVEL.match(line)
         if match:
             self._shown = match["level"] in _SHOWN and not match["text"].startswith(_NOISE)
-        elif not line.startswith((" ", "\t")) and line != "" and not self._in_traceback(line):
+        elif not line.startswith((" ", "\t")):
             self._shown = False
-        # A line without a level belongs to the message above it: a traceback, say.
+        # An indented line belongs to the message above it: a client's traceback, say.
         if self._shown:
             self._display.log(line)
-
-    def _in_traceback(self, line: str) -> bool:
-        return self._shown and bool(_TRACEBACK.match(line))
 
 
 def _run_local(config: Config, output: Path, run_config: dict[str, str]) -> None:

@@ -166,6 +166,14 @@ class SyntheticSet:
         return found
 
 
+def add_to_card(folder: Path, **entries: Any) -> None:
+    """Add entries to the card of a set on disk; the checksums stay true."""
+    card = {**_read_card(folder), **entries}
+    partial = folder / "card.json.partial"
+    partial.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    partial.replace(folder / "card.json")
+
+
 def _read_card(folder: Path) -> dict[str, Any]:
     path = folder / "card.json"
     if not path.is_file():

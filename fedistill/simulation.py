@@ -108,7 +108,7 @@ class Simulation:
             RunError: the SuperLink did not start or died, or Flower refused the run.
             KeyboardInterrupt: Ctrl-C; the run is stopped first.
         """
-        resources = _federation_config(num_clients, cpus_per_client, gpus_per_client)
+        resources = federation_config(num_clients, cpus_per_client, gpus_per_client)
         config = self.work / "run-config.toml"
         config.write_text(tomli_w.dumps(dict(run_config)), encoding="utf-8")
         app = app or stage_app(self.work)
@@ -250,7 +250,7 @@ def logical_cpus(num_clients: int, cpus_per_client: int, cores: int) -> int:
     return min(cores // cpus_per_client, num_clients) * cpus_per_client
 
 
-def _federation_config(num_clients: int, cpus_per_client: int, gpus_per_client: float) -> str:
+def federation_config(num_clients: int, cpus_per_client: int, gpus_per_client: float) -> str:
     if gpus_per_client > 1 and gpus_per_client != int(gpus_per_client):
         raise ConfigError(
             f"federation.gpus_per_client is {gpus_per_client}; "

@@ -6,7 +6,6 @@ saw it; for a set without soft labels it sees views of the same kind with hard l
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +19,15 @@ from fedistill.crops import ViewOptions, Views
 from fedistill.images import ImageSet
 from fedistill.losses.soft_labels import logit_mse, soft_kl
 from fedistill.models import build
-from fedistill.seeding import generator, global_seed
+from fedistill.seeding import generator
 from fedistill.sets import SyntheticSet
-from fedistill.training import accuracy, autocast, learning_rate_factor, set_learning_rate
+from fedistill.training import (
+    accuracy,
+    autocast,
+    learning_rate_factor,
+    seeded,
+    set_learning_rate,
+)
 
 Report = Callable[[int, int], None]
 Curve = list[tuple[int, float]]
@@ -115,22 +120,24 @@ def train(
     batches = -(-len(synthetic) // size)
     curve: Curve = []
     every = max(1, config.epochs // 50)
-    dropout = any("Dropout" in type(module).__name__ for module in model.modules())
-    with global_seed(seed, *path, "dropout") if dropout else nullcontext():
+    outside = spec.pixel_bounds(device)[0] if _leaves_frame(synthetic, views) else None
+    with seeded(model, seed, *path):
         for epoch in range(config.epochs):
             model.train()
             shown, answers = _view(synthetic, views, seed, number, epoch)
             losses = []
-            order = torch.randperm(len(synthetic), generator=stream).to(device)
-            for step, index in enumerate(order.tensor_split(batches)):
+            order = torch.randperm(len(synthetic), generator=stream)
+            target = None if answers is None else answers[order].to(device).float()
+            for step, place in enumerate(torch.arange(len(order)).tensor_split(batches)):
+                index = order[place].to(device)
                 done = (epoch * batches + step) / (config.epochs * batches)
                 factor = learning_rate_factor(config.schedule, done)
                 set_learning_rate(optimizer, config.lr * factor)
-                inputs = crops.render(images, shown, index)
+                inputs = crops.render(images, shown, index, outside)
                 with autocast(device, dtype):
                     logits = model(inputs.contiguous(memory_format=torch.channels_last)).float()
-                target = None if answers is None else answers[index.cpu()].to(device).float()
-                loss = _loss(logits, target, hard_labels, shown, index, config)
+                wanted = None if target is None else target[place[0] : place[-1] + 1]
+                loss = _loss(logits, wanted, hard_labels, shown, index, config)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
@@ -168,6 +175,11 @@ def train_and_test(
         report=report,
     )
     return accuracy(model, test, synthetic.spec, dtype), curve
+
+
+def _leaves_frame(synthetic: SyntheticSet, views: ViewOptions) -> bool:
+    labels = synthetic.soft_labels
+    return (labels.options if labels else views).shift > 0
 
 
 def _view(

@@ -30,7 +30,7 @@ def print_result(result: Mapping[str, Any], folder: Path) -> None:
             table.add_row(ipc, "[bold]distilled set[/bold]", model, *_numbers(score), style="bold")
         for name, score in found["baselines"].items():
             table.add_row(ipc, _BASELINES.get(name, name), "", *_numbers(score))
-    teachers = result["teachers"]["top1"]
+    teachers = [value for value in result["teachers"]["top1"] if value is not None]
     table.add_row(
         "", "a client's own data (teachers)", "", *_numbers(Score(teachers, []).as_dict())
     )

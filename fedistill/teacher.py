@@ -17,7 +17,7 @@ from fedistill.crops import ViewOptions
 from fedistill.images import DataSpec, ImageSet
 from fedistill.models import build
 from fedistill.seeding import generator
-from fedistill.training import autocast, set_learning_rate, warmup_then_decay
+from fedistill.training import autocast, seeded, set_learning_rate, warmup_then_decay
 
 Report = Callable[[int, int, float], None]
 
@@ -62,6 +62,7 @@ def squeeze(
     stream = generator(seed, *path, "batches")
     options = augmentation(config, spec)
     images, labels = shard.images.to(device), shard.labels.to(device)
+    black, _ = spec.pixel_bounds(device)
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=config.lr,
@@ -71,26 +72,27 @@ def squeeze(
     )
     batches = -(-len(shard) // config.batch_size)
     curve: list[tuple[int, float]] = []
-    for epoch in range(config.epochs):
-        model.train()
-        losses = []
-        order = torch.randperm(len(shard), generator=stream)
-        for step, index in enumerate(order.tensor_split(batches)):
-            done = (epoch * batches + step + 1) / (config.epochs * batches + 1)
-            set_learning_rate(optimizer, config.lr * warmup_then_decay(config.warmup, done))
-            views = crops.draw(len(index), spec.size, options, stream)
-            inputs = crops.apply(spec.normalise(images[index.to(device)]), views)
-            with autocast(device, dtype):
-                logits = model(inputs.contiguous(memory_format=torch.channels_last))
-            loss = F.cross_entropy(
-                logits.float(), labels[index.to(device)], label_smoothing=config.label_smoothing
-            )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.detach())
-        curve.append((epoch + 1, torch.stack(losses).mean().item()))
-        report(epoch + 1, config.epochs, curve[-1][1])
+    with seeded(model, seed, *path):
+        for epoch in range(config.epochs):
+            model.train()
+            losses = []
+            order = torch.randperm(len(shard), generator=stream)
+            for step, index in enumerate(order.tensor_split(batches)):
+                done = (epoch * batches + step + 1) / (config.epochs * batches + 1)
+                set_learning_rate(optimizer, config.lr * warmup_then_decay(config.warmup, done))
+                views = crops.draw(len(index), spec.size, options, stream)
+                inputs = crops.apply(spec.normalise(images[index.to(device)]), views, black)
+                with autocast(device, dtype):
+                    logits = model(inputs.contiguous(memory_format=torch.channels_last))
+                loss = F.cross_entropy(
+                    logits.float(), labels[index.to(device)], label_smoothing=config.label_smoothing
+                )
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.detach())
+            curve.append((epoch + 1, torch.stack(losses).mean().item()))
+            report(epoch + 1, config.epochs, curve[-1][1])
     return freeze(model), curve
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fedistill.errors import UserError
 from fedistill.journal import (
@@ -39,6 +39,7 @@ __all__ = [
     "Journal",
     "MlflowSink",
     "StoredRun",
+    "close_if_open",
     "default_uri",
     "deliver",
     "flatten",
@@ -161,6 +162,27 @@ def deliver(
             f"is up and `tracking.uri` is right, then run the command again: it continues where "
             f"it stopped"
         ) from error
+
+
+def close_if_open(
+    folder: Path, status: Literal["FINISHED", "FAILED", "KILLED"], *, send: bool
+) -> None:
+    """End the journal of a run whose ServerApp could not, and tell MLflow.
+
+    Args:
+        folder: the output folder; one without an open journal is left alone.
+        status: how the run ended.
+        send: whether MLflow is told at once; if it cannot be, `deliver` does it later.
+    """
+    last = ""
+    for event, _ in read_events(folder / JOURNAL):
+        last = event["event"] if event["event"] in ("start", "end") else last
+    if last != "start":
+        return
+    Journal(folder).end(status)
+    if send:
+        with contextlib.suppress(UserError):
+            deliver(folder)
 
 
 def stored_run(folder: Path) -> StoredRun | None:

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fedistill.images import DataSpec, ImageSet
+from fedistill.seeding import global_seed
 
 T = TypeVar("T")
 
@@ -21,7 +22,7 @@ def side_by_side(jobs: Sequence[Callable[[], T]], device: torch.device) -> list[
     second (experiments/LOG.md). Results come in the order of the jobs.
     """
     threads = torch.get_num_threads()
-    if device.type != "cpu" or threads == 1 or len(jobs) == 1:
+    if device.type != "cpu":
         return [job() for job in jobs]
 
     def alone(job: Callable[[], T]) -> T:
@@ -33,8 +34,16 @@ def side_by_side(jobs: Sequence[Callable[[], T]], device: torch.device) -> list[
 
 
 def device_for(gpus: float) -> torch.device:
-    """Return the device of a worker that was given a share of a GPU, or none."""
-    return torch.device("cuda" if gpus > 0 and torch.cuda.is_available() else "cpu")
+    """Return the device of a worker that was given a share of a GPU, or none.
+
+    On a GPU, convolutions are made to repeat bit for bit, and float32 to mean float32.
+    """
+    if gpus == 0 or not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = False
+    return torch.device("cuda")
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
@@ -55,6 +64,19 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
     """Run the convolutions of a block in `dtype`; weights and statistics stay float32."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=True)
+
+
+def seeded(model: nn.Module, seed: int, *path: str | int) -> AbstractContextManager[object]:
+    """Seed torch's global generator for the training of a network that draws from it.
+
+    Dropout and stochastic depth do. For all others nothing is done, since the block is entered
+    by one thread at a time.
+    """
+    draws = any(
+        "Dropout" in type(module).__name__ or type(module).__name__ == "StochasticDepth"
+        for module in model.modules()
+    )
+    return global_seed(seed, *path, "dropout") if draws else nullcontext()
 
 
 def learning_rate_factor(schedule: str, done: float) -> float:

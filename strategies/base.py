@@ -6,10 +6,11 @@ subclass that overrides `refine`. The arrays of its result are the synthetic set
 Replies arrive in any order and node ids are random, so everything is kept by partition id.
 """
 
+import os
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from logging import INFO
+from logging import INFO, WARNING
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -19,7 +20,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import nn
 
 from fedistill import slots, wire
-from fedistill.client import restore_teacher
+from fedistill.client import distiller_of, restore_teacher, set_threads
 from fedistill.config import Config
 from fedistill.errors import ClientsFailed, PartitionError, WireError
 from fedistill.images import DataSpec
@@ -120,6 +121,7 @@ class FedDistill(Strategy):
                 result.train_metrics_clientapp[server_round] = metrics
             self._deal_again()
         self.teachers = dict(sorted(self.teachers.items()))
+        set_threads(os.cpu_count() or 1)  # clients in this process have set their own
         started = time.perf_counter()
         for ipc, plan in self.plans.items():
             self.sets[ipc] = self.refine(integrate(list(self.shares.values()), plan, self.spec))
@@ -194,6 +196,8 @@ class FedDistill(Strategy):
         """Log what the strategy does."""
         distill = self.config.distill
         log(INFO, "\t├──> %s: %s, IPC %s", type(self).__name__, distill.name, list(distill.ipc))
+        if distiller_of(self.config).uses_real_images:
+            log(WARNING, "%s: the images sent by clients start from real ones", distill.name)
         relabel = self.config.relabel
         log(INFO, "\t└──> relabel: %s, %s views", relabel.name, relabel.views)
 
@@ -208,6 +212,9 @@ class FedDistill(Strategy):
             except WireError as error:
                 self.exchange.fail(client, f"its description was refused: {error}")
                 continue
+            if found.partition_id != client:
+                self.exchange.fail(client, f"it described partition {found.partition_id}")
+                continue
             self.descriptions[client] = found
         self.exchange.require_clients()
 
@@ -219,10 +226,7 @@ class FedDistill(Strategy):
                 for ipc in self.config.distill.ipc
             }
         except LookupError as error:
-            raise PartitionError(
-                f"class '{self.spec.class_names[error.args[0]]}' is held by no client, so nobody "
-                "can distil it; take the class out of the data set, or bring in a client with it"
-            ) from error
+            raise self._nobody_holds(error.args[0]) from error
 
     def _missing(self) -> Plan:
         """Return what each client still has to make, if anything.
@@ -259,10 +263,19 @@ class FedDistill(Strategy):
             try:
                 self.plans[ipc] = slots.add(kept, slots.allocate(alive, wanted))
             except LookupError as error:
-                raise ClientsFailed(
-                    f"class '{self.spec.class_names[error.args[0]]}' is held only by clients that "
-                    f"failed: {self.exchange.reasons()}; mend one of them and run again"
-                ) from error
+                raise self._nobody_holds(error.args[0]) from error
+
+    def _nobody_holds(self, label: int) -> Exception:
+        name = self.spec.class_names[label]
+        if self.failures:
+            return ClientsFailed(
+                f"class '{name}' is held only by clients that failed: {self.exchange.reasons()}; "
+                "mend one of them and run again"
+            )
+        return PartitionError(
+            f"class '{name}' is held by no client, so nobody can distil it; take the class out "
+            "of the data set, or bring in a client with it"
+        )
 
 
 def _arrays(sets: Mapping[int, SyntheticSet]) -> ArrayRecord:

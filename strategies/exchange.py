@@ -3,6 +3,7 @@
 Node ids are random and replies come in any order, so nothing beyond this file uses either.
 """
 
+import textwrap
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -133,7 +134,9 @@ class Exchange:
         """Leave a client out; the first reason counts."""
         if client not in self.failures:
             self.failures[client] = reason
-            log(WARNING, "client %s failed and is left out:\n%s", client, reason)
+            # Indented: the lines of a traceback then belong to this message for every reader.
+            text = textwrap.indent(reason, "    ")
+            log(WARNING, "client %s failed and is left out:\n%s", client, text)
 
     def require_clients(self) -> None:
         """Stop a run with too few clients.

@@ -1,10 +1,10 @@
 """Integrate: the union of the shares, each image labelled by the client that made it.
 
 The control of Distributed Boosting (its D-SRe2L and D-APM rows): data parallel distillation
-without mixing labels.
+without mixing labels. `relabel.name: own` chooses it.
 """
 
-from dataclasses import replace
+from typing import ClassVar
 
 from fedistill.relabel import relabel
 from fedistill.sets import SyntheticSet
@@ -12,17 +12,20 @@ from strategies.base import FedDistill
 
 
 class Integrate(FedDistill):
-    """Unite the shares; ask each image's own teacher for its soft labels."""
+    """Unite the shares; ask each image's own teacher for its soft labels.
 
-    labeller: str | None = "own"
+    Attributes:
+        labels: the values of `relabel.name` that choose this strategy.
+    """
+
+    labels: ClassVar[tuple[str, ...]] = ("own",)
 
     def refine(self, synthetic: SyntheticSet) -> SyntheticSet:
-        """Label random views of every image."""
-        config = self.config.relabel
+        """Label random views of every image, as `relabel.name` says."""
         return relabel(
             synthetic,
             self.teachers,
-            replace(config, name=self.labeller) if self.labeller else config,  # type: ignore[arg-type]
+            self.config.relabel,
             seed=self.config.seed,
             device=self.device,
             dtype=self.dtype,

@@ -1,17 +1,19 @@
 """Write a run down: journal (and through it MLflow), figures, sets, result.json."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
+from logging import WARNING
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from flwr.common import log
 
 from fedistill import client, config_file, figures, partition, results, tracking, wire
 from fedistill.config import Config
 from fedistill.data import Data
 from fedistill.evaluation import Scores
 from fedistill.partition import Partition
-from fedistill.shares import Share
+from fedistill.sets import add_to_card
 from fedistill.tracking import Journal
 from strategies.base import FedDistill
 from strategies.exchange import Traffic
@@ -72,12 +74,18 @@ class Recorder:
         self.journal.artifact(path, "partition")
         self._figure("partition", partition.figure(parts, labels, spec))
 
-    def clients(self, shares: Mapping[int, Share], top1: Mapping[int, float]) -> None:
+    def clients(self, strategy: FedDistill, top1: Mapping[int, float]) -> None:
         """Keep what each client reported, and how good its teacher is."""
+        shares = strategy.shares
         for number, share in sorted(shares.items()):
             run = f"client/{number:02d}"
             name = f"{self._clients} client={number:02d}"
-            self.journal.child(run, name, "client", {"partition_id": number})
+            self.journal.child(
+                run,
+                name,
+                "client",
+                {"partition_id": number, **strategy.descriptions[number].machine},
+            )
             self.journal.curve("teacher/train_loss", share.teacher_curve, run)
             self.journal.curve("recover/loss", share.recover_curve, run)
             seconds = {f"seconds/{stage}": value for stage, value in share.seconds.items()}
@@ -92,7 +100,9 @@ class Recorder:
             self._figure(name, figures.loss_curves(curves, title, x_label))
 
     def scores(self, ipc: int, scores: Scores, teacher_top1: Sequence[float]) -> None:
-        """Keep the accuracies of one set."""
+        """Keep the accuracies of one set, in its card too."""
+        add_to_card(self._set_folder(ipc), score=scores.as_dict()["students"])
+        self.journal.artifact(self._set_folder(ipc) / "card.json", f"sets/ipc-{ipc}")
         run = f"ipc/{ipc:03d}"
         self.journal.child(run, f"{self._clients} ipc={ipc:03d}", "ipc", {"ipc": ipc})
         for kind, rows in (("student", scores.students), ("baseline", scores.baselines)):
@@ -115,18 +125,19 @@ class Recorder:
         bars = figures.score_bars(scores.students, scores.baselines, teacher_top1, title)
         self._figure(f"scores_ipc-{ipc}", bars)
 
-    def sets(self, strategy: FedDistill, scores: Mapping[int, Scores]) -> None:
-        """Save the sets, each with its recipe, provenance and score."""
+    def sets(self, strategy: FedDistill) -> None:
+        """Save the sets, each with its recipe and provenance: before students can fail."""
         for ipc, synthetic in strategy.sets.items():
-            folder = self.output / "sets" / f"ipc-{ipc}"
+            folder = self._set_folder(ipc)
             synthetic.with_card(
-                recipe=config_file.to_dict(self.config),
+                recipe=config_file.shareable(self.config),
                 provenance=self._provenance(strategy, ipc),
-                score=scores[ipc].as_dict()["students"],
             ).save(folder)
             self._figure(f"set_ipc-{ipc}", figures.image_sheet(synthetic))
-            self.journal.artifact(folder / "card.json", f"sets/ipc-{ipc}")
             self.journal.artifact(folder / "images.safetensors", f"sets/ipc-{ipc}")
+
+    def _set_folder(self, ipc: int) -> Path:
+        return self.output / "sets" / f"ipc-{ipc}"
 
     def result(
         self,
@@ -138,8 +149,9 @@ class Recorder:
         """Write result.json (design.md section 7) and the metrics that sum the run up."""
         traffic = strategy.exchange.traffic
         total = {"up": traffic.total(traffic.up), "down": traffic.total(traffic.down)}
-        top1 = [round(value, 3) for _, value in sorted(teacher_top1.items())]
-        mean = round(sum(top1) / len(top1), 3)
+        everyone = range(self.config.partition.clients)
+        top1 = [round(teacher_top1[n], 3) if n in teacher_top1 else None for n in everyone]
+        mean = round(sum(teacher_top1.values()) / len(teacher_top1), 3)
         rounded = {stage: round(value, 3) for stage, value in seconds.items()}
         self.journal.metrics({f"bytes/{way}": count for way, count in total.items()})
         self.journal.metrics({f"phase_seconds/{k}": value for k, value in rounded.items()})
@@ -178,7 +190,7 @@ class Recorder:
         }
 
     def _set(self, strategy: FedDistill, ipc: int, scores: Scores) -> dict[str, Any]:
-        folder = self.output / "sets" / f"ipc-{ipc}"
+        folder = self._set_folder(ipc)
         synthetic = strategy.sets[ipc]
         return {
             "sha256": synthetic.sha256,
@@ -204,6 +216,12 @@ class Recorder:
             }
         return found
 
+    def where_in_mlflow(self) -> None:
+        """Write into result.json where MLflow keeps the run, once it has arrived there."""
+        path = self.output / results.RESULT
+        if path.exists():
+            results.write_json(path, {**results.read_json(path), "mlflow": self._mlflow()})
+
     def _mlflow(self) -> dict[str, str | None]:
         stored = tracking.stored_run(self.output)
         return {
@@ -214,7 +232,10 @@ class Recorder:
 
     def _figure(self, name: str, figure: "Figure") -> None:
         path = self.output / "figures" / f"{name}.png"
-        with suppress(OSError):  # a picture is not worth a run
+        try:
             path.parent.mkdir(exist_ok=True)
             figure.savefig(path, dpi=130)
+        except Exception as error:  # a picture is not worth a run
+            log(WARNING, "figure %s was not drawn: %s", name, error)
+        else:
             self.journal.artifact(path, "figures")

@@ -34,8 +34,8 @@ def main(grid: Grid, context: Context) -> None:
     config = config_file.loads(str(context.run_config["config-yaml"]))
     output = Path(str(context.run_config["output-dir"]))
     try:
-        source = json.loads(str(context.run_config["source-json"]) or "{}")
-        _tracked(config, output, str(context.run_config["tracking-uri"]), source, grid)
+        run_config = {key: str(value) for key, value in context.run_config.items()}
+        _tracked(config, output, run_config, grid)
     except Exception as error:
         results.write_failure(output, error)
         raise
@@ -43,16 +43,18 @@ def main(grid: Grid, context: Context) -> None:
 
 def choose_strategy(config: Config) -> type[FedDistill]:
     """Return the strategy that labels in the way the config asks for."""
-    return Integrate if config.relabel.name == "own" else DistributedBoosting
+    for strategy in (Integrate, DistributedBoosting):
+        if config.relabel.name in strategy.labels:
+            return strategy
+    raise AssertionError(config.relabel.name)
 
 
-def _tracked(
-    config: Config, output: Path, tracking_uri: str, source: Mapping[str, str], grid: Grid
-) -> None:
+def _tracked(config: Config, output: Path, run_config: Mapping[str, str], grid: Grid) -> None:
     """Run an experiment with a journal that is closed whatever happens."""
     journal = Journal(output)
-    experiment = Experiment(config, output, journal)
-    experiment.record.start(tracking_uri, source)
+    experiment = Experiment(config, output, journal, float(run_config["started-at"]))
+    source = json.loads(run_config["source-json"])
+    experiment.record.start(run_config["tracking-uri"], source)
     sink = MlflowSink(output, warn=lambda text: log(WARNING, text))
     if config.tracking.enabled:
         sink.start()
@@ -63,13 +65,14 @@ def _tracked(
     finally:
         journal.end(status)
         sink.close(_LAST_DELIVERY_S)
+        experiment.record.where_in_mlflow()
 
 
 class Experiment:
     """One run, from the clients' shares to result.json."""
 
-    def __init__(self, config: Config, output: Path, journal: Journal) -> None:
-        self.started = time.perf_counter()
+    def __init__(self, config: Config, output: Path, journal: Journal, started_at: float) -> None:
+        self.started_at = started_at
         client.set_threads(os.cpu_count() or 1)
         self.config = config
         self.progress = Progress("server")
@@ -95,48 +98,41 @@ class Experiment:
         self.record.partition(self.partition)
         self.strategy.summary()
         self.strategy.start(grid, evaluate_fn=self.evaluate)
-        self.record.sets(self.strategy, self.scores)
         self.record.result(self.strategy, self.scores, self.teacher_top1, self._seconds())
         self.progress.report("done", 1, 1, "")
 
     def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        """Score teachers and sets on the test split: Flower's central evaluation."""
+        """Save the sets, score them and the teachers: Flower's central evaluation."""
         started = time.perf_counter()
-        client.set_threads(os.cpu_count() or 1)  # clients of a local run have set their own
-        strategy, wanted = self.strategy, self.config.baselines
+        self.record.sets(self.strategy)
+        strategy = self.strategy
         nets = list(strategy.teachers.values())
         top1 = self.evaluator.teachers(nets)
         self.teacher_top1 = dict(zip(strategy.teachers, top1, strict=True))
-        self.record.clients(strategy.shares, self.teacher_top1)
-        once = {"ensemble": self.evaluator.ensemble(nets)} if "ensemble" in wanted else {}
-        full_data = self.data.train if "full_data" in wanted else None
+        self.record.clients(strategy, self.teacher_top1)
         metrics: dict[str, int | float | list[int] | list[float]] = {}
-        for ipc, synthetic in strategy.sets.items():
-            rivals = evaluation.rivals(
-                self.config,
-                synthetic,
-                self.data.train,
-                self.partition.indices,
-                strategy.plans[ipc],
-                strategy.refine,
-            )
-            found = self.evaluator.score(synthetic, rivals, full_data, self._report)
-            if full_data is not None:  # the same for every set: trained once
-                once["full_data"] = found.baselines["full_data"]
-                full_data = None
-            rows = {**found.baselines, **once}
-            self.scores[ipc] = Scores(found.students, {name: rows[name] for name in wanted})
-            self.record.scores(ipc, self.scores[ipc], top1)
-            for name, score in found.students.items():
+        for ipc, scores in evaluation.score_all(
+            self.evaluator,
+            strategy.sets,
+            strategy.plans,
+            nets,
+            self.data.train,
+            self.partition.indices,
+            strategy.refine,
+            lambda done, total: self.progress.report("evaluate", done, total, ""),
+        ):
+            self.scores[ipc] = scores
+            self.record.scores(ipc, scores, top1)
+            for name, score in scores.students.items():
                 metrics[f"ipc-{ipc}/{name}/top1-mean"] = score.mean
         self.evaluate_seconds = time.perf_counter() - started
         return MetricRecord(metrics)
 
-    def _report(self, done: int, total: int) -> None:
-        self.progress.report("evaluate", done, total, "")
-
     def _seconds(self) -> dict[str, float]:
-        """Client stages are summed over the clients; server stages and the total are wall time."""
+        """Client stages are summed over the clients; the others are wall time.
+
+        The total counts from the command's start, so it holds the start of Flower too.
+        """
         shares = self.strategy.shares.values()
         return {
             "squeeze": sum(share.seconds["squeeze"] for share in shares),
@@ -144,5 +140,5 @@ class Experiment:
             "relabel": self.strategy.seconds["relabel"],
             "cotrain": 0.0,
             "evaluate": self.evaluate_seconds,
-            "total": time.perf_counter() - self.started,
+            "total": time.time() - self.started_at,
         }

@@ -172,7 +172,8 @@ class _Recover:
             for step in range(options.iterations):
                 factor = learning_rate_factor("cosine", step / options.iterations)
                 set_learning_rate(optimizer, options.lr * factor)
-                shown = crops.apply(images, crops.draw(len(labels), spec.size, views, stream))
+                boxes = crops.draw(len(labels), spec.size, views, stream)
+                shown = crops.apply(images, boxes, low if options.shift else None)
                 logits = teacher(shown.contiguous(memory_format=torch.channels_last))
                 loss = F.cross_entropy(logits, labels) + alignment.take()
                 for weight, regularizer in task.regularizers:

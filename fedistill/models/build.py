@@ -89,9 +89,7 @@ def _torchvision(config: ModelConfig, spec: DataSpec) -> nn.Module:
         "inception_v3",
     ):
         options |= {"aux_logits": False, "init_weights": True}
-    if "image_size" in inspect.signature(torchvision.models.VisionTransformer).parameters and (
-        config.name.startswith("vit_")
-    ):
+    if config.name.startswith("vit_"):
         options["image_size"] = spec.size
     try:
         model = builder(**options)

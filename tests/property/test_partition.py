@@ -39,12 +39,25 @@ def problems(draw: st.DrawFn) -> tuple[torch.Tensor, int, dict[str, int]]:
     return labels_of(sizes, draw(st.integers(0, 99))), classes, options
 
 
+def of_scheme(scheme: str, **options: int) -> PartitionConfig:
+    """Make a config from the options that have a meaning for the scheme."""
+    own = {
+        "dirichlet": {"alpha"},
+        "pathological": {"classes_per_client"},
+        "shards": {"shards_per_client"},
+        "quantity": {"alpha"},
+    }
+    keys = own.get(scheme, set()) | {"clients", "min_samples"}
+    everything = {"alpha": 1.0, **options}
+    return PartitionConfig(name=scheme, **{k: v for k, v in everything.items() if k in keys})
+
+
 @every_scheme
 @few
 @given(problem=problems(), seed=st.integers(0, 2**40))
 def test_every_image_goes_to_exactly_one_client(scheme, problem, seed):
     labels, classes, options = problem
-    config = PartitionConfig(name=scheme, alpha=1.0, **options)
+    config = of_scheme(scheme, **options)
     found = partition.split(labels, classes, config, seed)
     assert found.num_partitions == config.clients
     assert all(index.dtype == torch.int64 for index in found.indices)
@@ -66,9 +79,8 @@ def test_every_image_goes_to_exactly_one_client(scheme, problem, seed):
 @given(problem=problems(), seed=st.integers(0, 2**40))
 def test_a_seed_means_one_split(scheme, problem, seed):
     labels, classes, options = problem
-    config = PartitionConfig(
-        name=scheme,
-        alpha=1.0,
+    config = of_scheme(
+        scheme,
         clients=4,
         classes_per_client=classes,
         shards_per_client=options["shards_per_client"],

@@ -76,6 +76,12 @@ FLOORS = [
     ["fedistill.cli", "strategies.server_app"],
 ]
 FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
+# A new distiller, loss or strategy stands where its neighbours do: it needs no line here.
+NEIGHBOUR = {
+    "fedistill.distillers": "fedistill.distillers.sre2l",
+    "fedistill.losses": "fedistill.losses.total_variation",
+    "strategies": "strategies.distributed_boosting",
+}
 
 FLOWER = {"fedistill.wire", "fedistill.client_app"}
 MLFLOW = {"fedistill.mlflow_store"}
@@ -147,8 +153,15 @@ def _lines(wrong: list[Import]) -> str:
     return "".join(f"\n{item.module}:{item.line} imports {item.target}" for item in wrong)
 
 
+def _floor(module: str) -> int:
+    neighbour = NEIGHBOUR.get(module.rpartition(".")[0], "")
+    return FLOOR_OF[module] if module in FLOOR_OF else FLOOR_OF[neighbour]
+
+
 def test_every_file_has_a_floor():
-    assert set(_modules()) == set(FLOOR_OF)
+    without = set(_modules()) - set(FLOOR_OF)
+    assert {module for module in without if module.rpartition(".")[0] not in NEIGHBOUR} == set()
+    assert set(FLOOR_OF) - set(_modules()) == set()
     assert len(FLOOR_OF) == sum(map(len, FLOORS)), "a module stands on two floors"
 
 
@@ -156,7 +169,7 @@ def test_no_import_runs_along_a_floor_or_upwards():
     wrong = [
         item
         for item in IMPORTS
-        if item.target in FLOOR_OF and FLOOR_OF[item.target] >= FLOOR_OF[item.module]
+        if item.target in _modules() and _floor(item.target) >= _floor(item.module)
     ]
     assert not wrong, _lines(wrong)
 
