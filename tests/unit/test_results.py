@@ -77,7 +77,7 @@ def test_a_json_file_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest
         raise OSError("no space left")
 
     monkeypatch.setattr(Path, "write_text", full_disk)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(OutputError, match="no space"):
         results.write_json(path, {"b": 3})
     assert json.loads(path.read_text()) == {"a": [1, 2]}
 

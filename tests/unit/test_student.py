@@ -22,7 +22,9 @@ from fedistill.training import accuracy
 
 SPEC = tiny_spec()
 TEST = tiny_images(20, seed=9)
-RECIPE = replace(tiny_config().student, epochs=20, batch_size=4, ema=0.0, lr=1e-2, loss="kl")
+RECIPE = replace(
+    tiny_config().student, epochs=20, batch_size=4, ema=0.0, lr=1e-2, loss="kl", temperature=1.0
+)
 PLAIN = ViewOptions()
 
 
