@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedistill.config import ModelConfig, TeacherConfig
 from fedistill.images import DataSpec, ImageSet
@@ -22,7 +22,7 @@ from fedistill.sets import SyntheticSet
 from fedistill.slots import Plan
 from fedistill.student import Curve, Score
 from fedistill.teacher import squeeze
-from fedistill.training import accuracy, logits_of, top1
+from fedistill.training import accuracy, top1
 
 
 def random_set(
@@ -64,12 +64,15 @@ def hard_label_set(synthetic: SyntheticSet) -> SyntheticSet:
     return replace(synthetic, soft_labels=None)
 
 
-def ensemble(
-    teachers: Sequence[nn.Module], test: ImageSet, spec: DataSpec, dtype: torch.dtype
-) -> Score:
-    """Accuracy of the mean probability of all teachers, in percent."""
-    answers = [logits_of(teacher, test.images, spec, dtype).softmax(1) for teacher in teachers]
-    return Score([top1(torch.stack(answers).mean(0), test.labels)], [])
+def ensemble(answers: Sequence[Tensor], labels: Tensor) -> Score:
+    """Accuracy of the mean probability of all teachers, in percent.
+
+    Args:
+        answers: logits of each teacher for the test split, [T, num_classes].
+        labels: of the test split, int64 [T].
+    """
+    probabilities = torch.stack([logits.softmax(1) for logits in answers])
+    return Score([top1(probabilities.mean(0), labels)], [])
 
 
 def full_data(

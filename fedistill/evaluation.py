@@ -16,7 +16,7 @@ from fedistill.relabel import view_options
 from fedistill.sets import SyntheticSet
 from fedistill.slots import Plan
 from fedistill.student import Curve, Score
-from fedistill.training import accuracy, side_by_side
+from fedistill.training import logits_of, side_by_side
 
 Report = Callable[[int, int], None]
 Job = Callable[[Report], tuple[float, Curve]]
@@ -60,9 +60,10 @@ class Evaluator:
     device: torch.device
     dtype: torch.dtype
 
-    def teachers(self, teachers: Sequence[nn.Module]) -> list[float]:
-        """Return the accuracy of each teacher, in percent."""
-        jobs = [partial(accuracy, net, self.test, self.spec, self.dtype) for net in teachers]
+    def answers(self, teachers: Sequence[nn.Module]) -> list[Tensor]:
+        """Return each teacher's logits for the test split, [T, num_classes]."""
+        images = self.test.images
+        jobs = [partial(logits_of, net, images, self.spec, self.dtype) for net in teachers]
         return side_by_side(jobs, self.device)
 
     def score(
@@ -95,10 +96,6 @@ class Evaluator:
             outcomes = [next(results) for _ in row]
             found[kind][name] = Score([top1 for top1, _ in outcomes], [c for _, c in outcomes])
         return Scores(found["students"], found["baselines"])
-
-    def ensemble(self, teachers: Sequence[nn.Module]) -> Score:
-        """Accuracy of the mean answer of all teachers."""
-        return baselines.ensemble(teachers, self.test, self.spec, self.dtype)
 
     def _named_models(self) -> list[tuple[str, ModelConfig]]:
         """Name the student models; of two with one name the second is `name-2`."""
@@ -164,7 +161,7 @@ def score_all(
     evaluator: Evaluator,
     sets: Mapping[int, SyntheticSet],
     plans: Mapping[int, Plan],
-    teachers: Sequence[nn.Module],
+    answers: Sequence[Tensor],
     train: ImageSet,
     shards: Sequence[Tensor],
     refine: Callable[[SyntheticSet], SyntheticSet],
@@ -178,14 +175,16 @@ def score_all(
         evaluator: trains and tests.
         sets: by IPC, with soft labels.
         plans: by IPC, who made what.
-        teachers: of all clients.
+        answers: of all clients' teachers to the test split, for the baseline `ensemble`.
         train: the training split.
         shards: indices into it of each partition id.
         refine: labels a set in the way the distilled ones were labelled.
         report: called with epochs done and epochs in all of one set.
     """
     wanted = evaluator.config.baselines
-    once = {"ensemble": evaluator.ensemble(teachers)} if "ensemble" in wanted else {}
+    once = {}
+    if "ensemble" in wanted:
+        once["ensemble"] = baselines.ensemble(answers, evaluator.test.labels)
     full_data = train if "full_data" in wanted else None
     for ipc, synthetic in sets.items():
         sets_beside = rivals(evaluator.config, synthetic, train, shards, plans[ipc], refine)

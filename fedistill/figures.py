@@ -6,14 +6,17 @@ Drawn with matplotlib's objects, never through pyplot: its global state is not t
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
+from fedistill.images import DataSpec
 from fedistill.sets import SyntheticSet
 from fedistill.shares import Curve
 from fedistill.student import Score
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    import numpy as np
+    import numpy.typing as npt
     from matplotlib.figure import Figure
 
 _COLUMNS = 10  # images of a class that are shown at most
@@ -30,32 +33,38 @@ def image_sheet(synthetic: SyntheticSet) -> "Figure":
     rows = rows[:_ROWS]
     columns = min(_COLUMNS, max(len(row) for row in rows))
     figure = Figure(figsize=(0.62 * columns + 1.6, 0.62 * len(rows) + 0.6), layout="constrained")
-    grid = figure.subplots(len(rows), columns, squeeze=False)
-    for label, row in enumerate(rows):
-        for column, axes in enumerate(grid[label]):
-            axes.set_axis_off()
-            if column < len(row):
-                _show(axes, row[column])
-        grid[label][0].text(
-            -0.25,
-            0.5,
-            spec.class_names[label],
-            transform=grid[label][0].transAxes,
-            ha="right",
-            va="center",
-            fontsize=9,
-        )
+    axes = figure.subplots()
+    axes.imshow(_tiled(rows, columns, spec), interpolation="nearest")
+    pitch = spec.size + _gap(spec)
+    axes.set_yticks(
+        [row * pitch + spec.size / 2 for row in range(len(rows))],
+        spec.class_names[: len(rows)],
+        fontsize=9,
+    )
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
     hidden = spec.num_classes - len(rows)
     more = f", first {len(rows)} of {spec.num_classes} classes" if hidden else ""
-    figure.suptitle(f"{spec.name}: {len(synthetic)} synthetic images{more}", fontsize=10)
+    axes.set_title(f"{spec.name}: {len(synthetic)} synthetic images{more}", fontsize=10)
     return figure
 
 
-def _show(axes: "Axes", image: Tensor) -> None:
-    if len(image) == 1:
-        axes.imshow(image[0].numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    else:
-        axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+def _gap(spec: DataSpec) -> int:
+    """Return the white pixels between two images."""
+    return max(1, spec.size // 10)
+
+
+def _tiled(rows: Sequence[Tensor], columns: int, spec: DataSpec) -> "npt.NDArray[np.uint8]":
+    """Put images on a white sheet, one row of the sheet for each tensor; uint8 [H, W, 3]."""
+    pitch = spec.size + _gap(spec)
+    shape = (3, len(rows) * pitch - _gap(spec), columns * pitch - _gap(spec))
+    sheet = torch.full(shape, 255, dtype=torch.uint8)
+    for number, row in enumerate(rows):
+        for column, image in enumerate(row[:columns]):
+            top, left = number * pitch, column * pitch
+            sheet[:, top : top + spec.size, left : left + spec.size] = image  # grey fills all three
+    return sheet.permute(1, 2, 0).numpy()
 
 
 def score_bars(

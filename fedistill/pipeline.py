@@ -69,8 +69,9 @@ def run(config: Config) -> dict[int, Outcome]:
 
     sets = {ipc: refine(integrate(shares, plan, spec)) for ipc, plan in plans.items()}
     evaluator = Evaluator(config=config, spec=spec, test=loaded.test, device=device, dtype=dtype)
+    answers = evaluator.answers(list(teachers.values()))
     scores = evaluation.score_all(
-        evaluator, sets, plans, list(teachers.values()), loaded.train, parts.indices, refine
+        evaluator, sets, plans, answers, loaded.train, parts.indices, refine
     )
     return {ipc: Outcome(sets[ipc], found) for ipc, found in scores}
 

@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 
-from fedistill import client, config_file, data, evaluation, partition, results
+from fedistill import client, config_file, data, evaluation, partition, results, training
 from fedistill.config import Config
 from fedistill.evaluation import Evaluator, Scores
 from fedistill.progress import Progress
@@ -107,7 +107,8 @@ class Experiment:
         self.record.sets(self.strategy)
         strategy = self.strategy
         nets = list(strategy.teachers.values())
-        top1 = self.evaluator.teachers(nets)
+        answers = self.evaluator.answers(nets)
+        top1 = [training.top1(logits, self.data.test.labels) for logits in answers]
         self.teacher_top1 = dict(zip(strategy.teachers, top1, strict=True))
         self.record.clients(strategy, self.teacher_top1)
         metrics: dict[str, int | float | list[int] | list[float]] = {}
@@ -115,7 +116,7 @@ class Experiment:
             self.evaluator,
             strategy.sets,
             strategy.plans,
-            nets,
+            answers,
             self.data.train,
             self.partition.indices,
             strategy.refine,
