@@ -78,6 +78,8 @@ def print_set(synthetic: SyntheticSet, folder: Path) -> None:
     for name, score in synthetic.card.get("score", {}).items():
         rows[f"score, {name}"] = f"{score['top1_mean']} +- {score['top1_std']} (n={score['n']})"
     table = Table(show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")  # a hash with its end cut off is no use
     for key, value in rows.items():
         table.add_row(key, value)
     Console().print(table)
