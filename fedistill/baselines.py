@@ -1,6 +1,6 @@
 """The rows that belong beside every result: what would have been had without distilling.
 
-With soft labels random real images come close to distilled ones (methods.md section 13), so a
+With soft labels random real images come close to distilled ones (DD-Ranking, 2025), so a
 number without them says little.
 
     random       as many random real images, drawn from the same clients, labelled the same way

@@ -1,7 +1,7 @@
 """Who makes which images: exactly IPC images of every class, whatever the number of clients.
 
 Slot i = c * IPC + s (class c, place s) goes to client i mod n among the n clients that hold
-class c (methods.md section 11). Totals of clients that hold everything differ by at most one,
+class c. Totals of clients that hold everything differ by at most one,
 and within a class clients are distinct while IPC <= n. IPC is never rounded up to a multiple
 of the number of clients: the budget would grow.
 """

@@ -2,7 +2,7 @@
 
 SGD with Nesterov momentum, a linear warm-up and a linear decay, random shifts and, where the
 data set allows it, mirroring. Label smoothing is off: it flattens what students learn from
-(methods.md section 14). The shard stays on the device as one uint8 tensor.
+(Mueller et al. 2019). The shard stays on the device as one uint8 tensor.
 """
 
 from collections.abc import Callable

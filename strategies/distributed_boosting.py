@@ -1,6 +1,6 @@
 """Distributed Boosting: every view of every image is labelled by a random client's teacher.
 
-DB (seed paper), stage 3: integrate and mix-relabel. `relabel.name: mix` chooses it, and so do
+Distributed Boosting (DB), stage 3: integrate and mix-relabel. `relabel.name: mix` chooses it, and so do
 its controls `single` (one teacher for all) and `mean` (the average of all).
 """
 

@@ -146,7 +146,7 @@ class Recorder:
         teacher_top1: Mapping[int, float],
         seconds: Mapping[str, float],
     ) -> None:
-        """Write result.json (design.md section 7) and the metrics that sum the run up."""
+        """Write result.json and the metrics that sum the run up."""
         traffic = strategy.exchange.traffic
         total = {"up": traffic.total(traffic.up), "down": traffic.total(traffic.down)}
         everyone = range(self.config.partition.clients)

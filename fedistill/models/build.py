@@ -11,7 +11,7 @@ from fedistill.images import DataSpec
 from fedistill.models.convnet import WIDTH, ConvNet, default_depth
 from fedistill.seeding import global_seed
 
-_SMALL_IMAGE = 64  # up to this size a ResNet keeps its resolution in the stem (methods.md, "R18m")
+_SMALL_IMAGE = 64  # up to this size a ResNet keeps its resolution in the stem (SRe2L, EDC, RDED)
 
 
 def build(config: ModelConfig, spec: DataSpec, seed: int, *path: str | int) -> nn.Module:

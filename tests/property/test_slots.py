@@ -1,4 +1,4 @@
-"""Slots: the budget is exact, and dealt by the rule of methods.md section 11."""
+"""Slots: the budget is exact, and dealt by the rule of fedistill/slots.py."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""The architecture of design.md section 5, read from the imports themselves."""
+"""The architecture in floors, read from the imports themselves."""
 
 import ast
 from collections.abc import Iterator
