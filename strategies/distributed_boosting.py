@@ -1,6 +1,7 @@
 """Distributed Boosting: every view of every image is labelled by a random client's teacher.
 
-Stage 3 of DB: integrate and mix-relabel. `relabel.name: mix` chooses it, and so do `single` (one teacher for all) and `mean` (the average of all).
+Stage 3 of DB: integrate and mix-relabel. `relabel.name: mix` chooses it, and so do its controls
+`single` (one teacher for all) and `mean` (the average of all).
 """
 
 from strategies.integrate import Integrate
