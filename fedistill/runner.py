@@ -155,7 +155,7 @@ class _Log:
         match = _LEVEL.match(line)
         if match:
             self._shown = match["level"] in _SHOWN and not match["text"].startswith(_NOISE)
-        elif not line.startswith((" ", "\t")):
+        elif line and not line.startswith((" ", "\t")):  # tracebacks hold empty lines
             self._shown = False
         # An indented line belongs to the message above it: a client's traceback, say.
         if self._shown:
