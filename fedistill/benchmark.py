@@ -93,6 +93,7 @@ def _stages(
         counts=[2] * 10,
         shard=real,
         teachers=[teacher],
+        models=[_MODEL],
         spec=_SPEC,
         seed=0,
         partition_id=0,

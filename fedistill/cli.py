@@ -39,10 +39,22 @@ def run(
         Literal["flower", "local"],
         typer.Option(help="A Flower simulation, or the same apps in this process."),
     ] = "flower",
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep teachers and shares there, and take from there what was made before.",
+            metavar="DIR",
+            envvar="FEDISTILL_STORE",
+        ),
+    ] = None,
 ) -> None:
     """Run one experiment: clients distil, the server integrates, relabels, evaluates, tracks."""
+    import os
+
     from fedistill import config_file, runner, tables
 
+    if store is not None:
+        os.environ["FEDISTILL_STORE"] = str(store.absolute())
     resolved = config_file.load(config, overrides or [])
     folder = output or runner.default_output(resolved)
     result = runner.run(resolved, folder, backend)

@@ -47,6 +47,7 @@ class DataConfig:
     `validation` holds out that share of the training split and tests on it instead of on the
     test split: use it for tuning. `size` resizes every image to that many pixels a side.
     `flip` says whether a mirrored image keeps its class; left out, the data set decides.
+    `zca` whitens what networks see (fitted on the training split) in place of mean and std.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
@@ -55,6 +56,7 @@ class DataConfig:
     validation: float = 0.0
     size: int | None = None
     flip: bool | None = None
+    zca: bool = False
 
     def __post_init__(self) -> None:
         _check(
@@ -129,12 +131,16 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
-    """Squeeze: how each client trains its teacher.
+    """Squeeze: how each client trains its teachers.
 
+    `backbones` lists the networks that every client trains; left out, it is the client's own
+    `model` alone. `count` trains that many of each, from other weights and in another order.
     `shift` pads by that many pixels and crops back at random; left out, an eighth of the image.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
+    count: int = 1
+    backbones: tuple[ModelConfig, ...] = ()
     epochs: int = 20
     batch_size: int = 128
     lr: float = 0.1
@@ -148,7 +154,7 @@ class TeacherConfig:
     def __post_init__(self) -> None:
         _check(
             _at_least(self, 0, "weight_decay", "shift"),
-            _at_least(self, 1, "epochs"),
+            _at_least(self, 1, "count", "epochs"),
             _at_least(self, 2, "batch_size"),
             _above_zero(self, "lr"),
             (0 <= self.warmup < 1, f"warmup is {self.warmup}; accepted: 0 to below 1"),
@@ -203,7 +209,9 @@ class RelabelConfig:
     name: `mix` draws a random teacher for every view of every image (Distributed Boosting);
     `own` asks the teacher of the client that made the image; `single` asks the teacher
     with the lowest partition id for all; `mean` averages the logits of all teachers.
-    The view keys left out come from the student protocol.
+    A client with several teachers answers with the mean of their logits.
+    The view keys left out come from the student protocol. With `tiles` 2, a share `tile_share`
+    of the views shows one quarter of the image: a mosaic's single images.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
@@ -214,6 +222,8 @@ class RelabelConfig:
     scale: tuple[float, float] | None = None
     shift: int | None = None
     flip: bool | None = None
+    tiles: int | None = None
+    tile_share: float | None = None
     mix: Literal["cutmix", "mixup", "none"] | None = None
     mix_alpha: float | None = None
     mix_probability: float | None = None
@@ -223,7 +233,7 @@ class RelabelConfig:
         probability = self.mix_probability
         _check(
             _at_least(self, 0, "shift"),
-            _at_least(self, 1, "views"),
+            _at_least(self, 1, "views", "tiles"),
             _above_zero(self, "mix_alpha"),
             (
                 0 < low <= high <= 1,
@@ -233,7 +243,16 @@ class RelabelConfig:
                 probability is None or 0 <= probability <= 1,
                 f"mix_probability is {probability}; accepted: 0 to 1",
             ),
+            (
+                self.tile_share is None or 0 <= self.tile_share <= 1,
+                f"tile_share is {self.tile_share}; accepted: 0 to 1",
+            ),
         )
+
+
+Schedule = Literal[
+    "cosine", "half_cosine", "smoothing", "ssrs", "multistep", "two_steps", "constant"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,18 +262,21 @@ class StudentConfig:
     models: names, or mappings like `model`. The bare name of the teachers' model means the
     same model as theirs. loss `kl` compares softened labels, `mse` compares logits;
     `ce_weight` adds cross-entropy on the hard labels. `batch_size` may be a table {ipc: size}.
+    `zeta` is of the schedules `smoothing` and `ssrs` (EDC): the learning rate falls as a cosine
+    that is `zeta` times as long as the training.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     models: tuple[str | ModelConfig, ...] = ("convnet",)
     seeds: int = 5
-    protocol: Literal["default", "sre2l", "rded", "edc"] = "default"
+    protocol: Literal["default", "sre2l", "rded", "gvbsm", "edc", "lic"] = "default"
     epochs: int | None = None
     batch_size: int | dict[int, int] | None = None
     optimizer: Literal["adamw", "sgd"] | None = None
     lr: float | None = None
     weight_decay: float | None = None
-    schedule: Literal["cosine", "half_cosine", "multistep", "constant"] | None = None
+    schedule: Schedule | None = None
+    zeta: float | None = None
     loss: Literal["kl", "mse"] | None = None
     ce_weight: float | None = None
     temperature: float | None = None
@@ -273,6 +295,7 @@ class StudentConfig:
             _at_least(self, 0, "weight_decay", "ce_weight"),
             _at_least(self, 1, "seeds", "epochs"),
             _above_zero(self, "lr", "temperature"),
+            _at_least(self, 1, "zeta"),
             (len(self.models) > 0, "models is empty; accepted: one or more models"),
             (least >= 1, f"batch_size is {self.batch_size}; accepted: 1 or more"),
             (self.ema is None or 0 <= self.ema < 1, f"ema is {self.ema}; accepted: 0 to below 1"),
@@ -307,6 +330,9 @@ class TrackingConfig:
     experiment: str | None = None
 
 
+Baseline = Literal["random", "herding", "k_center", "hard_label", "ensemble", "full_data"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """One experiment."""
@@ -323,7 +349,7 @@ class Config:
     relabel: RelabelConfig = field(default_factory=RelabelConfig)
     cotrain: None = None
     student: StudentConfig = field(default_factory=StudentConfig)
-    baselines: tuple[Literal["random", "hard_label", "ensemble", "full_data"], ...] = ()
+    baselines: tuple[Baseline, ...] = ()
     federation: FederationConfig = field(default_factory=FederationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
@@ -352,7 +378,13 @@ class Config:
             return self.model
         return self.model[partition_id % len(self.model)]
 
+    def teachers_of(self, partition_id: int) -> tuple[ModelConfig, ...]:
+        """Return the network of each teacher that one client trains, in their order."""
+        backbones = self.teacher.backbones or (self.teacher_model(partition_id),)
+        return backbones * self.teacher.count
+
     @property
     def teacher_models(self) -> tuple[ModelConfig, ...]:
-        """All models that teachers have in this config."""
-        return (self.model,) if isinstance(self.model, ModelConfig) else self.model
+        """All networks that teachers have in this config."""
+        own = (self.model,) if isinstance(self.model, ModelConfig) else self.model
+        return self.teacher.backbones or own

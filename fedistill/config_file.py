@@ -202,6 +202,7 @@ def _take_options(
         part = registry.load(kind, section["name"])
     except ConfigError as error:
         return [f"{where}.name: {error}"]
+    section["name"] = section["name"].replace("-", "_")  # one name, one hash
     instance, errors = _parse(part, own, where, extra_known=common)
     if instance is not None:
         fields = dataclasses.fields(instance)

@@ -8,11 +8,14 @@ into boxes. On CIFAR-10 the boxes would take more bytes than the labels.
 `rows @ image @ columns.T`: one batched product each, differentiable, and deterministic on a
 GPU too (the backward pass of `grid_sample` is not). Pixels outside the frame have one colour, so
 the padded random shift is a box that leaves the frame.
+
+A mosaic's tile is a sealed box: its border pixels are repeated, as if it had been cut out before
+it is resized, so that no view mixes two tiles at their seam.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -28,6 +31,8 @@ class ViewOptions:
         ratio: least and most aspect ratio of the box (torchvision's RandomResizedCrop).
         shift: most pixels that the box moves in each direction, beyond the frame too.
         flip: whether half of the views are mirrored.
+        tiles: an image is a mosaic of tiles x tiles single images; 1: it is not.
+        tile_share: share of the views that show one tile, whole, in place of a random box.
         mix: what the view is mixed with a partner by.
         mix_alpha: the ratio is drawn from Beta(alpha, alpha).
         mix_probability: share of draws that are mixed.
@@ -37,6 +42,8 @@ class ViewOptions:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     shift: int = 0
     flip: bool = False
+    tiles: int = 1
+    tile_share: float = 0.0
     mix: Literal["cutmix", "mixup", "none"] = "none"
     mix_alpha: float = 1.0
     mix_probability: float = 1.0
@@ -49,6 +56,13 @@ class ViewOptions:
         }
         return cls(**values)
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values; what is for mosaics alone is left out where there is none."""
+        tree = asdict(self)
+        if self.tiles == 1:
+            del tree["tiles"], tree["tile_share"]
+        return tree
+
 
 @dataclass(frozen=True)
 class Views:
@@ -57,6 +71,7 @@ class Views:
     Attributes:
         boxes: top, left, height, width as shares of the frame, float32 [B, 4].
         flips: mirrored or not, bool [B].
+        sealed: whether the pixels beyond the box are out of reach, bool [B]; None: for none.
         partner: index of the image each one is mixed with, int64 [B]; None: no mixing.
         own_share: pixel weight of the image itself, 1 minus the partner's, float32 scalar.
         cut: the partner's rectangle for CutMix: top, left, bottom, right in pixels; None: Mixup.
@@ -64,6 +79,7 @@ class Views:
 
     boxes: Tensor
     flips: Tensor
+    sealed: Tensor | None = None
     partner: Tensor | None = None
     own_share: float = 1.0
     cut: tuple[int, int, int, int] | None = None
@@ -71,7 +87,8 @@ class Views:
     def select(self, index: Tensor) -> "Views":
         """Return the boxes and mirrors of some images; mixing is a matter of the whole set."""
         index = index.to(self.boxes.device)
-        return Views(self.boxes[index], self.flips[index])
+        sealed = None if self.sealed is None else self.sealed[index]
+        return Views(self.boxes[index], self.flips[index], sealed)
 
 
 def draw(count: int, size: int, options: ViewOptions, generator: torch.Generator) -> Views:
@@ -92,7 +109,19 @@ def draw(count: int, size: int, options: ViewOptions, generator: torch.Generator
     corner = place * (1 - torch.stack([height, width], 1)) + move
     boxes = torch.cat([corner, height[:, None], width[:, None]], 1)
     flips = mirror if options.flip else torch.zeros(count, dtype=torch.bool)
-    return _draw_mix(Views(boxes, flips), count, size, options, generator)
+    sealed = None
+    if options.tiles > 1:
+        sealed = torch.rand(count, generator=generator) < options.tile_share
+        tile = torch.randint(options.tiles**2, (count,), generator=generator)
+        boxes = torch.where(sealed[:, None], tile_boxes(options.tiles)[tile], boxes)
+    return _draw_mix(Views(boxes, flips, sealed), count, size, options, generator)
+
+
+def tile_boxes(tiles: int) -> Tensor:
+    """Return the boxes of a mosaic's tiles, row by row, float32 [tiles^2, 4]."""
+    place = torch.arange(tiles**2)
+    corner = torch.stack([place // tiles, place % tiles], 1) / tiles
+    return torch.cat([corner, torch.full((tiles**2, 2), 1 / tiles)], 1)
 
 
 def _draw_mix(
@@ -108,12 +137,12 @@ def _draw_mix(
     if not mixed:
         return views
     if options.mix == "mixup":
-        return Views(views.boxes, views.flips, partner, own_share)
+        return replace(views, partner=partner, own_share=own_share)
     half = size * math.sqrt(1 - own_share) / 2
     top, left = (max(0, round(float(middle) - half)) for middle in centre)
     bottom, right = (min(size, round(float(middle) + half)) for middle in centre)
     own_share = 1 - (bottom - top) * (right - left) / size**2
-    return Views(views.boxes, views.flips, partner, own_share, (top, left, bottom, right))
+    return replace(views, partner=partner, own_share=own_share, cut=(top, left, bottom, right))
 
 
 def apply(images: Tensor, views: Views, outside: Tensor | None = None) -> Tensor:
@@ -132,25 +161,32 @@ def apply(images: Tensor, views: Views, outside: Tensor | None = None) -> Tensor
         return apply(images - outside, views) + outside
     height, width = images.shape[-2:]
     top, left, tall, wide = views.boxes.to(images.device).unbind(1)
-    rows = _interpolation(top, tall, height).to(images.dtype)
-    columns = _interpolation(left, wide, width)
+    sealed = None if views.sealed is None else views.sealed.to(images.device)
+    rows = _interpolation(top, tall, height, sealed).to(images.dtype)
+    columns = _interpolation(left, wide, width, sealed)
     flips = views.flips.to(images.device)
     columns = torch.where(flips[:, None, None], columns.flip(1), columns).to(images.dtype)
     return rows[:, None] @ images @ columns[:, None].transpose(-1, -2)
 
 
-def _interpolation(start: Tensor, length: Tensor, size: int) -> Tensor:
+def _interpolation(
+    start: Tensor, length: Tensor, size: int, sealed: Tensor | None = None
+) -> Tensor:
     """Return [B, size, size] bilinear weights that read `size` samples of [start, start + length].
 
     Row i holds the weights of the input pixels for output pixel i, centres aligned as in
     `interpolate(align_corners=False)`. Samples inside the frame repeat its border pixels as that
-    does; samples outside are zero.
+    does; samples outside are zero. In a sealed box the box's own border pixels are repeated.
     """
     centres = torch.arange(size, device=start.device) + 0.5
     # In pixels: with shares of the frame the whole frame would be a rounding error off at size 28.
     position = start[:, None] * size + length[:, None] * centres - 0.5
     inside = (position > -0.5 - 1e-4) & (position < size - 0.5 + 1e-4)
     position = position.clamp(0, size - 1)
+    if sealed is not None:
+        first, last = start * size, (start + length) * size - 1
+        within = torch.minimum(torch.maximum(position, first[:, None]), last[:, None])
+        position = torch.where(sealed[:, None], within, position)
     pixels = torch.arange(size, device=start.device)
     weights = (1 - (position[:, :, None] - pixels).abs()).clamp(min=0)
     return weights * inside[:, :, None]

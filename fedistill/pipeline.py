@@ -12,8 +12,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedistill import config_file, data, evaluation, partition, slots
-from fedistill.client import check, make_share, restore_teacher, set_threads
+from fedistill import config_file, data, evaluation, partition, planning, slots
+from fedistill.client import make_share, restore_teachers, set_threads
 from fedistill.config import Config
 from fedistill.evaluation import Evaluator, Scores
 from fedistill.relabel import relabel
@@ -38,14 +38,12 @@ def run(config: Config) -> dict[int, Outcome]:
     """
     loaded = data.load(config.data, config.seed)
     spec = loaded.spec
-    check(config, spec)
+    planning.check(config, spec)
     parts = partition.split(loaded.train.labels, spec.num_classes, config.partition, config.seed)
 
     # Every client makes as many images as its largest share of any set; small sets are prefixes.
     histograms = dict(enumerate(parts.histograms(loaded.train.labels, spec.num_classes)))
-    plans = {
-        ipc: slots.allocate(histograms, [ipc] * spec.num_classes) for ipc in config.distill.ipc
-    }
+    plans = planning.plans(config, spec, histograms)
     wanted = slots.largest(list(plans.values()))
     shares = [
         make_share(config, spec, loaded.train.select(index), wanted[number], partition_id=number)
@@ -56,7 +54,7 @@ def run(config: Config) -> dict[int, Outcome]:
     device = device_for(1.0)
     dtype = resolve_precision(config.precision, device)
     teachers = {
-        share.partition_id: restore_teacher(config, spec, share.partition_id, share.teachers[0]).to(
+        share.partition_id: restore_teachers(config, spec, share.partition_id, share.teachers).to(
             device
         )
         for share in shares

@@ -11,42 +11,58 @@ from collections.abc import Mapping
 from typing import Any
 
 # `batch_size` may be a table {ipc: size}: the entry of the nearest smaller IPC holds.
-_VIEWS = ("scale", "shift", "mix", "mix_alpha", "mix_probability")
+_VIEWS = ("scale", "shift", "tiles", "tile_share", "mix", "mix_alpha", "mix_probability")
 
+# What holds unless a protocol says otherwise.
+_COMMON = {"ema": 0.0, "ce_weight": 0.0, "zeta": 2.0, "shift": 0, "tiles": 1, "tile_share": 0.0}
 TEMPERATURE = 20.0  # of `loss: kl` where a protocol says nothing: RDED, SRe2L on ImageNet
 
 PROTOCOLS: Mapping[str, Mapping[str, Any]] = {
     # Our own, chosen on held-out training images (experiments/LOG.md).
     "default": {
         "epochs": 300, "batch_size": 50, "optimizer": "adamw", "lr": 2e-3, "weight_decay": 0.01,
-        "schedule": "cosine", "loss": "mse", "ce_weight": 0.0, "ema": 0.99,
-        "scale": (0.6, 1.0), "shift": 0, "mix": "cutmix", "mix_alpha": 1.0, "mix_probability": 0.5,
+        "schedule": "cosine", "loss": "mse", "ema": 0.99,
+        "scale": (0.6, 1.0), "mix": "cutmix", "mix_alpha": 1.0, "mix_probability": 0.5,
     },
     "sre2l": {
         "epochs": 400, "batch_size": 128, "optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.01,
-        "schedule": "cosine", "loss": "kl", "ce_weight": 0.0, "temperature": 30.0, "ema": 0.0,
+        "schedule": "cosine", "loss": "kl", "temperature": 30.0,
         "scale": (1.0, 1.0), "shift": 4, "mix": "mixup", "mix_alpha": 0.8, "mix_probability": 1.0,
     },
     "rded": {
         "epochs": 300, "batch_size": {1: 10, 10: 50, 50: 100}, "optimizer": "adamw", "lr": 1e-3,
-        "weight_decay": 0.01, "schedule": "half_cosine", "loss": "kl", "ce_weight": 0.0,
-        "temperature": 20.0, "ema": 0.0,
-        "scale": (1.0, 1.0), "shift": 0, "mix": "cutmix", "mix_alpha": 1.0, "mix_probability": 1.0,
+        "weight_decay": 0.01, "schedule": "half_cosine", "loss": "kl", "temperature": 20.0,
+        "scale": (1.0, 1.0), "mix": "cutmix", "mix_alpha": 1.0, "mix_probability": 1.0,
     },
     "edc": {
         "epochs": 1000, "batch_size": {1: 10, 10: 25}, "optimizer": "adamw", "lr": 1e-3,
         "weight_decay": 0.01, "schedule": "multistep", "loss": "mse", "ce_weight": 0.025,
         "ema": 0.99,
-        "scale": (0.08, 1.0), "shift": 0, "mix": "cutmix", "mix_alpha": 1.0, "mix_probability": 1.0,
+        "scale": (0.08, 1.0), "mix": "cutmix", "mix_alpha": 1.0, "mix_probability": 1.0,
+    },
+    "gvbsm": {
+        "epochs": 1000, "batch_size": 100, "optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.0,
+        "schedule": "cosine", "loss": "mse", "ce_weight": 0.15,
+        "scale": (0.08, 1.0), "mix": "cutmix", "mix_alpha": 1.0, "mix_probability": 1.0,
+    },
+    "lic": {
+        "epochs": 1000, "batch_size": {1: 10, 10: 50, 50: 100}, "optimizer": "adamw", "lr": 1e-3,
+        "weight_decay": 1e-4, "schedule": "two_steps", "loss": "kl", "temperature": 20.0,
+        "scale": (0.25, 1.0), "tiles": 2, "tile_share": 0.5,
+        "mix": "cutmix", "mix_alpha": 1.0, "mix_probability": 1.0,
     },
 }  # fmt: skip
 
 
 def student_keys(protocol: str) -> dict[str, Any]:
     """Return what a protocol says about training the student."""
-    return {key: value for key, value in PROTOCOLS[protocol].items() if key not in _VIEWS}
+    return {key: value for key, value in _keys(protocol).items() if key not in _VIEWS}
 
 
 def view_keys(protocol: str) -> dict[str, Any]:
     """Return what a protocol says about the views that teachers label."""
-    return {key: value for key, value in PROTOCOLS[protocol].items() if key in _VIEWS}
+    return {key: value for key, value in _keys(protocol).items() if key in _VIEWS}
+
+
+def _keys(protocol: str) -> dict[str, Any]:
+    return {**_COMMON, **PROTOCOLS[protocol]}

@@ -1,7 +1,8 @@
 """Find a part by its file name: `load("distillers", "sre2l")` is `distillers/sre2l.py`.
 
 A part is one file with one public class, a frozen dataclass whose fields are its options.
-Adding a file adds the part; there is no list to edit. `base` and `_private` files are not parts.
+Adding a file adds the part; there is no list to edit. A file whose classes are abstract is none.
+In a config `k-center` means the same as `k_center`.
 """
 
 import importlib
@@ -36,6 +37,7 @@ def _parts(kind: str) -> Mapping[str, type[Any]]:
             if inspect.isclass(member)
             and issubclass(member, base)
             and member.__module__ == module.__name__
+            and not inspect.isabstract(member)
             and not name.startswith("_")
         ]
         assert len(parts) <= 1, f"{module.__name__} must define one part, has {parts}"
@@ -54,10 +56,11 @@ def load(kind: str, name: str) -> type[Any]:
     Raises:
         ConfigError: there is no such part.
     """
-    if name not in _parts(kind):
+    file = name.replace("-", "_")
+    if file not in _parts(kind):
         known = known_names(name, names(kind))
         raise ConfigError(f"'{name}' does not exist among the {kind}; {known}")
-    return _parts(kind)[name]
+    return _parts(kind)[file]
 
 
 def build(kind: str, name: str, options: Mapping[str, Any]) -> Any:

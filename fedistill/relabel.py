@@ -31,6 +31,8 @@ def view_options(config: RelabelConfig, spec: DataSpec) -> ViewOptions:
         scale=config.scale,
         shift=config.shift or 0,
         flip=spec.flip if config.flip is None else config.flip,
+        tiles=config.tiles or 1,
+        tile_share=config.tile_share or 0.0,
         mix=config.mix or "none",
         mix_alpha=config.mix_alpha or 1.0,
         mix_probability=1.0 if config.mix_probability is None else config.mix_probability,

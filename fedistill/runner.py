@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 
-from fedistill import client, config_file, data, partition, results, sources, tracking
+from fedistill import config_file, data, partition, planning, results, sources, tracking
 from fedistill.config import Config
 from fedistill.display import ProgressDisplay
 from fedistill.errors import ConfigError, RunError, UserError
@@ -49,8 +49,10 @@ def preflight(config: Config) -> None:
             "no GPU here; set it to 0, or mend the driver"
         )
     loaded = data.load(config.data, config.seed)
-    partition.split(loaded.train.labels, loaded.spec.num_classes, config.partition, config.seed)
-    client.check(config, loaded.spec)
+    labels, spec = loaded.train.labels, loaded.spec
+    parts = partition.split(labels, spec.num_classes, config.partition, config.seed)
+    planning.check(config, spec)
+    planning.plans(config, spec, dict(enumerate(parts.histograms(labels, spec.num_classes))))
 
 
 def run(config: Config, output: Path, backend: str) -> dict[str, Any]:

@@ -86,7 +86,7 @@ class SyntheticSet:
             digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         digest.update(json.dumps(asdict(self.spec), sort_keys=True).encode())
         if self.soft_labels is not None:
-            how = {"seed": self.soft_labels.seed, **asdict(self.soft_labels.options)}
+            how = {"seed": self.soft_labels.seed, **self.soft_labels.options.as_dict()}
             digest.update(json.dumps(how, sort_keys=True).encode())
         return digest.hexdigest()
 
@@ -115,7 +115,7 @@ class SyntheticSet:
         if self.soft_labels is not None and logits is not None:
             save_file({"teacher_logits": logits}, folder / "labels.safetensors")
             files.append("labels.safetensors")
-            how = {"seed": self.soft_labels.seed, "options": asdict(self.soft_labels.options)}
+            how = {"seed": self.soft_labels.seed, "options": self.soft_labels.options.as_dict()}
             card["views"] = {"count": len(self.soft_labels), **how}
         card["files"] = {
             name: {"sha256": _file_sha256(folder / name), "bytes": (folder / name).stat().st_size}

@@ -11,28 +11,40 @@ from collections.abc import Mapping, Sequence
 Plan = dict[int, list[int]]
 
 
-def allocate(histograms: Mapping[int, Sequence[int]], wanted: Sequence[int]) -> Plan:
+def allocate(
+    histograms: Mapping[int, Sequence[int]], wanted: Sequence[int], real_per_image: int = 0
+) -> Plan:
     """Deal slots to the clients.
 
     Args:
         histograms: for each partition id, how many real images of each class it holds.
         wanted: images wanted of each class: `[ipc] * num_classes` for a whole set, less when
             only the slots of clients that failed are dealt again.
+        real_per_image: different real images that one image is made of: a client gets no more
+            slots of a class than its images allow. 0: no limit.
 
     Returns:
         For each partition id, how many images of each class it makes.
 
     Raises:
-        LookupError: a class is wanted that nobody holds; its argument is the class.
+        LookupError: a class is wanted that nobody holds, or not often enough; its arguments are
+            the class and how many images of it can be made.
     """
     plan = {client: [0] * len(wanted) for client in sorted(histograms)}
     slot = 0
     for label, count in enumerate(wanted):
-        holders = [client for client in plan if histograms[client][label] > 0]
-        if count and not holders:
-            raise LookupError(label)
+        room = {
+            client: histograms[client][label] // real_per_image if real_per_image else count
+            for client in plan
+            if histograms[client][label] > 0
+        }
+        if count > sum(room.values()):
+            raise LookupError(label, sum(room.values()))
         for _ in range(count):
-            plan[holders[slot % len(holders)]][label] += 1
+            holders = [client for client in room if room[client] > 0]
+            chosen = holders[slot % len(holders)]
+            plan[chosen][label] += 1
+            room[chosen] -= 1
             slot += 1
     return plan
 

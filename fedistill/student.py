@@ -108,6 +108,7 @@ def train(
     """
     assert config.epochs is not None and config.lr is not None  # noqa: PT018
     assert config.schedule is not None and config.ema is not None  # noqa: PT018
+    assert config.zeta is not None
     spec = synthetic.spec
     path = ("student", model_config.name, number)
     model = build(model_config, spec, seed, *path, "weights").to(device)
@@ -131,7 +132,7 @@ def train(
             for step, place in enumerate(torch.arange(len(order)).tensor_split(batches)):
                 index = order[place].to(device)
                 done = (epoch * batches + step) / (config.epochs * batches)
-                factor = learning_rate_factor(config.schedule, done)
+                factor = learning_rate_factor(config.schedule, done, config.zeta)
                 set_learning_rate(optimizer, config.lr * factor)
                 inputs = crops.render(images, shown, index, outside)
                 with autocast(device, dtype):

@@ -5,11 +5,11 @@ data set allows it, mirroring. Label smoothing is off: it flattens what students
 (Mueller et al. 2019). The shard stays on the device as one uint8 tensor.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from fedistill import crops
 from fedistill.config import ModelConfig, TeacherConfig
@@ -99,3 +99,15 @@ def squeeze(
 def freeze(model: nn.Module) -> nn.Module:
     """Put a network in eval mode and switch the gradients of its weights off."""
     return model.eval().requires_grad_(False)
+
+
+class Committee(nn.Module):
+    """The teachers of one client as one network: the mean of their logits (G-VBSM, EDC)."""
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images [B, C, H, W] to logits [B, num_classes]."""
+        return torch.stack([member(images).float() for member in self.members]).mean(0)

@@ -79,18 +79,27 @@ def seeded(model: nn.Module, seed: int, *path: str | int) -> AbstractContextMana
     return global_seed(seed, *path, "dropout") if draws else nullcontext()
 
 
-def learning_rate_factor(schedule: str, done: float) -> float:
+def learning_rate_factor(schedule: str, done: float, zeta: float = 2.0) -> float:
     """Factor of the learning rate after a share `done` (0 to 1) of the training.
 
-    cosine ends at 0; half_cosine ends at one half (RDED; EDC's smoothing with zeta 2 is
-    (1 + cos(pi t / 2)) / 2 too); multistep halves at 0.8, 0.9 and 0.95 (EDC, CIFAR-10).
+    cosine      ends at 0
+    half_cosine ends at one half (RDED)
+    smoothing   (1 + cos(pi t / zeta)) / 2: EDC; with zeta 2 the same as half_cosine
+    ssrs        the same for five sixths of the training, then straight to 0 from a sixth of what
+                is left (EDC's code: it drops there)
+    multistep   halves at 0.8, 0.9 and 0.95 (EDC, CIFAR-10)
+    two_steps   a fifth at 2/3 and again at 5/6 (IDC, DREAM)
+    constant    1
     """
-    if schedule == "cosine":
-        return (1 + math.cos(math.pi * done)) / 2
-    if schedule == "half_cosine":
-        return (1 + math.cos(math.pi * done / 2)) / 2
+    if schedule in ("smoothing", "ssrs", "cosine", "half_cosine"):
+        length = {"cosine": 1.0, "half_cosine": 2.0}.get(schedule, zeta)
+        if schedule == "ssrs" and done > 5 / 6:
+            return (1 + math.cos(math.pi * 5 / 6 / length)) / 2 * (1 - done)
+        return (1 + math.cos(math.pi * done / length)) / 2
     if schedule == "multistep":
         return 0.5 ** sum(done >= step for step in (0.8, 0.9, 0.95))
+    if schedule == "two_steps":
+        return 0.2 ** sum(done >= step for step in (2 / 3, 5 / 6))
     assert schedule == "constant", schedule
     return 1.0
 

@@ -19,11 +19,12 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import nn
 
-from fedistill import slots, wire
-from fedistill.client import distiller_of, restore_teacher, set_threads
+from fedistill import planning, slots, wire
+from fedistill.client import restore_teachers, set_threads
 from fedistill.config import Config
 from fedistill.errors import ClientsFailed, PartitionError, WireError
 from fedistill.images import DataSpec
+from fedistill.planning import distiller_of
 from fedistill.sets import SyntheticSet
 from fedistill.shares import Share, integrate
 from fedistill.slots import Plan
@@ -166,7 +167,7 @@ class FedDistill(Strategy):
         for client, content in self.exchange.good(replies, self._requests).items():
             try:
                 share = wire.decode_share(content, self._requests[client])
-                teacher = restore_teacher(self.config, self.spec, client, share.teachers[0])
+                teacher = restore_teachers(self.config, self.spec, client, share.teachers)
             except (WireError, RuntimeError) as error:
                 self.exchange.fail(client, f"its reply was refused: {error}")
                 continue
@@ -221,12 +222,9 @@ class FedDistill(Strategy):
     def _plan(self) -> None:
         histograms = {client: found.histogram for client, found in self.descriptions.items()}
         try:
-            self.plans = {
-                ipc: slots.allocate(histograms, [ipc] * self.spec.num_classes)
-                for ipc in self.config.distill.ipc
-            }
-        except LookupError as error:
-            raise self._nobody_holds(error.args[0]) from error
+            self.plans = planning.plans(self.config, self.spec, histograms)
+        except PartitionError as error:
+            raise self._short(error) from error
 
     def _missing(self) -> Plan:
         """Return what each client still has to make, if anything.
@@ -249,32 +247,32 @@ class FedDistill(Strategy):
             ClientsFailed: too few are left, or none that holds a class.
         """
         self.exchange.require_clients()
-        alive = {
-            client: found.histogram
-            for client, found in self.descriptions.items()
-            if client not in self.failures
-        }
+        needed = distiller_of(self.config).real_images_per_image
         for ipc, plan in self.plans.items():
             lost = [counts for client, counts in plan.items() if client in self.failures]
-            kept = {client: counts for client, counts in plan.items() if client in alive}
+            kept = {n: counts for n, counts in plan.items() if n not in self.failures}
             if not lost:
                 continue
             wanted = [sum(column) for column in zip(*lost, strict=True)]
+            left = {
+                client: [
+                    held - needed * made
+                    for held, made in zip(self.descriptions[client].histogram, counts, strict=True)
+                ]
+                for client, counts in kept.items()
+            }
             try:
-                self.plans[ipc] = slots.add(kept, slots.allocate(alive, wanted))
-            except LookupError as error:
-                raise self._nobody_holds(error.args[0]) from error
+                more = planning.allocate(self.config, self.spec, left, wanted)
+            except PartitionError as error:
+                raise self._short(error) from error
+            self.plans[ipc] = slots.add(kept, more)
 
-    def _nobody_holds(self, label: int) -> Exception:
-        name = self.spec.class_names[label]
-        if self.failures:
-            return ClientsFailed(
-                f"class '{name}' is held only by clients that failed: {self.exchange.reasons()}; "
-                "mend one of them and run again"
-            )
-        return PartitionError(
-            f"class '{name}' is held by no client, so nobody can distil it; take the class out "
-            "of the data set, or bring in a client with it"
+    def _short(self, error: PartitionError) -> Exception:
+        if not self.failures:
+            return error
+        return ClientsFailed(
+            f"the clients that are left cannot fill the set: {error}; failed: "
+            f"{self.exchange.reasons()}; mend one of them and run again"
         )
 
 

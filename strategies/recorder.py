@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from flwr.common import log
 
-from fedistill import client, config_file, figures, partition, results, tracking, wire
+from fedistill import config_file, figures, partition, planning, results, tracking, wire
 from fedistill.config import Config
 from fedistill.data import Data
 from fedistill.evaluation import Scores
@@ -171,7 +171,7 @@ class Recorder:
                 "bytes": {**total, "per_client": self._traffic(traffic)},
                 "absent_clients": sorted(strategy.failures),
                 "seconds": rounded,
-                "uses_real_images": client.distiller_of(self.config).uses_real_images,
+                "uses_real_images": planning.distiller_of(self.config).uses_real_images,
                 "mlflow": self._mlflow(),
             },
         )
@@ -184,7 +184,7 @@ class Recorder:
             "images_by_client": {str(n): sum(counts) for n, counts in strategy.plans[ipc].items()},
             "data_fingerprint": self.data.fingerprint,
             "config_sha256": config_file.sha256(self.config),
-            "uses_real_images": client.distiller_of(self.config).uses_real_images,
+            "uses_real_images": planning.distiller_of(self.config).uses_real_images,
             "versions": results.versions(),
             "hardware": results.hardware(),
         }

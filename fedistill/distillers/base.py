@@ -8,10 +8,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedistill.config import STRICT
+from fedistill.config import STRICT, ModelConfig
 from fedistill.images import DataSpec, ImageSet
-from fedistill.losses.base import Regularizer
+from fedistill.losses.base import Regularizer, Surroundings
+from fedistill.models.build import require_batch_norm
 from fedistill.seeding import generator
+
+_CURVE_POINTS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +25,7 @@ class Task:
         counts: images wanted of each class, [num_classes].
         shard: the client's real images.
         teachers: the client's own, in eval mode, without gradients; at least one.
+        models: the network of each teacher: what a method trains of its own looks like them.
         spec: of the data set.
         seed: of the experiment.
         partition_id: of the client; enters every seed.
@@ -36,6 +40,7 @@ class Task:
     counts: Sequence[int]
     shard: ImageSet
     teachers: Sequence[nn.Module]
+    models: Sequence[ModelConfig]
     spec: DataSpec
     seed: int
     partition_id: int
@@ -48,6 +53,19 @@ class Task:
     def stream(self, *path: str | int) -> torch.Generator:
         """Return a generator of this client's for one stage."""
         return generator(self.seed, "recover", self.partition_id, self.attempt, *path)
+
+    def terms(self) -> list[tuple[float, Regularizer]]:
+        """Return the extra loss terms, ready for use, with their weights."""
+        around = Surroundings(
+            shard=self.shard,
+            teachers=self.teachers,
+            spec=self.spec,
+            seed=self.seed,
+            path=("recover", self.partition_id, self.attempt),
+            device=self.device,
+            dtype=self.dtype,
+        )
+        return [(weight, term.prepared(around)) for weight, term in self.regularizers]
 
     @property
     def labels(self) -> Tensor:
@@ -84,9 +102,65 @@ class Distiller(ABC):
         """Whether teachers must have BatchNorm layers."""
         return False
 
+    @property
+    def takes_regularizers(self) -> bool:
+        """Whether there is an optimisation that an extra loss term could enter."""
+        return True
+
+    @property
+    def real_images_per_image(self) -> int:
+        """Different real images of a class that one synthetic image needs; 0: any number will do.
+
+        A client is never asked for more images than its shard can make.
+        """
+        return 0
+
+    def check(self, model: nn.Module, config: ModelConfig, spec: DataSpec) -> None:
+        """Refuse a teacher's network that the method cannot use.
+
+        Args:
+            model: freshly made.
+            config: that it was made from.
+            spec: of the data set.
+
+        Raises:
+            ModelError: with what is accepted.
+        """
+        if self.needs_batch_norm:
+            require_batch_norm(model, config, type(self).__name__)
+
     @abstractmethod
     def distill(self, task: Task) -> Distilled:
         """Make the images that a task asks for."""
+
+
+class Progress:
+    """Thinned loss curve of an optimisation, told to whoever watches.
+
+    Args:
+        task: its `report` is called.
+        total: iterations in all.
+        first: how many of them the curve holds; the others are only told. None: all.
+    """
+
+    def __init__(self, task: Task, total: int, first: int | None = None) -> None:
+        self.curve: list[tuple[int, float]] = []
+        self._task = task
+        self._total = total
+        self._first = total if first is None else first
+        self._done = 0
+
+    def step(self, loss: Tensor) -> None:
+        """Note one iteration with its loss, a scalar."""
+        step = self._done
+        self._done += 1
+        every = max(1, self._first // _CURVE_POINTS)
+        if step % every and (step + 1) % self._first and self._done < self._total:
+            return  # reading the loss makes a GPU wait
+        value = loss.item()
+        if step < self._first:
+            self.curve.append((step, value))
+        self._task.report(self._done, self._total, value)
 
 
 def real_images(task: Task) -> Tensor:

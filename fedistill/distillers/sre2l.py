@@ -160,6 +160,7 @@ class _Recover:
         optimizer = torch.optim.Adam([images], lr=options.lr, betas=(0.5, 0.9))
         which = self.number % len(task.teachers)
         teacher = task.teachers[which]
+        terms = task.terms()
         curve: list[tuple[int, float]] = []
         with BatchNormAlignment(
             batch_norms(teacher),
@@ -176,8 +177,8 @@ class _Recover:
                 shown = crops.apply(images, boxes, low if options.shift else None)
                 logits = teacher(shown.contiguous(memory_format=torch.channels_last))
                 loss = F.cross_entropy(logits, labels) + alignment.take()
-                for weight, regularizer in task.regularizers:
-                    loss = loss + weight * regularizer(images, labels, logits)
+                for weight, term in terms:
+                    loss = loss + weight * term(images, labels)
                 # The weights are frozen: this is one backward pass to the pixels and no more.
                 (images.grad,) = torch.autograd.grad(loss, images)
                 optimizer.step()

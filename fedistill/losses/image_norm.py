@@ -11,7 +11,7 @@ from fedistill.losses.base import Regularizer
 class ImageNorm(Regularizer):
     """Mean over the images of their L2 norm, SRe2L's `mean_i ||x_i||_2`."""
 
-    def __call__(self, images: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return the mean norm of a batch of normalised images."""
         mean: Tensor = images.flatten(1).norm(dim=1).mean()
         return mean

@@ -28,6 +28,6 @@ def total_variation(images: Tensor) -> Tensor:
 class TotalVariation(Regularizer):
     """Total variation of the images themselves."""
 
-    def __call__(self, images: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return the total variation of a batch of images."""
         return total_variation(images)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import CPU, tiny_images, tiny_spec, tiny_teacher, tiny_tree
+from fakes import CONVNET, CPU, tiny_images, tiny_spec, tiny_teacher, tiny_tree
 from torch import nn
 
 from fedistill import config_file, registry
@@ -38,6 +38,7 @@ def task(
             "counts": list(counts),
             "shard": tiny_images(spec=spec),
             "teachers": teachers or [tiny_teacher(spec=spec)],
+            "models": [CONVNET] * max(1, len(teachers)),
             "spec": spec,
             "seed": 0,
             "partition_id": 0,

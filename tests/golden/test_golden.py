@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fakes import CPU, tiny_images, tiny_spec, tiny_teacher
+from fakes import CONVNET, CPU, tiny_images, tiny_spec, tiny_teacher
 from torch import nn
 
 from fedistill.distillers.base import Task
@@ -62,6 +62,7 @@ def test_the_loss_curve_is_the_one_on_file(name: str):
         counts=[2, 2, 2],
         shard=tiny_images(),
         teachers=[teacher()],
+        models=[CONVNET],
         spec=tiny_spec(),
         seed=0,
         partition_id=1,

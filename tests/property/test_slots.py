@@ -85,7 +85,7 @@ def test_the_remainder_moves_on_from_class_to_class():
 def test_a_class_that_nobody_holds_is_named():
     with pytest.raises(LookupError) as raised:
         slots.allocate({0: [3, 0, 1], 1: [1, 0, 0]}, [1, 1, 1])
-    assert raised.value.args == (1,)
+    assert raised.value.args == (1, 0)
     assert slots.allocate({0: [3, 0]}, [2, 0]) == {0: [2, 0]}
 
 
@@ -105,3 +105,21 @@ def test_the_largest_plan_serves_each_of_them(held, sizes):
     for client, counts in largest.items():
         columns = zip(counts, *(plan[client] for plan in plans), strict=True)
         assert all(most == max(others) for most, *others in columns)
+
+
+@given(held=uneven(), ipc=ipcs, needed=st.integers(1, 4))
+def test_nobody_is_asked_for_more_than_its_images_allow(held, ipc, needed):
+    classes = len(next(iter(held.values())))
+    room = [sum(counts[label] // needed for counts in held.values()) for label in range(classes)]
+    if min(room) < ipc:
+        with pytest.raises(LookupError) as raised:
+            slots.allocate(held, [ipc] * classes, needed)
+        label, possible = raised.value.args
+        assert possible == room[label] < ipc
+        return
+    plan = slots.allocate(held, [ipc] * classes, needed)
+    assert [sum(column) for column in zip(*plan.values(), strict=True)] == [ipc] * classes
+    for client, counts in plan.items():
+        assert all(made * needed <= has for made, has in zip(counts, held[client], strict=True)), (
+            client
+        )

@@ -1,7 +1,7 @@
 """A recover step is one forward pass and one backward pass to the pixels; weights get none."""
 
 import torch
-from fakes import tiny_images, tiny_spec, tiny_teacher
+from fakes import CONVNET, tiny_images, tiny_spec, tiny_teacher
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedistill.distillers.base import Task
@@ -14,6 +14,7 @@ def test_a_step_costs_a_forward_and_an_input_backward_pass() -> None:
         counts=[2, 2, 2],
         shard=tiny_images(),
         teachers=[teacher],
+        models=[CONVNET],
         spec=spec,
         seed=0,
         partition_id=0,
