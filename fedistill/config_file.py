@@ -281,14 +281,14 @@ def _fill_in(config: Config) -> Config:
     )
     temperature = _temperature(config.student.temperature, student)
     student = dataclasses.replace(student, temperature=temperature)
+    distill = config.distill
+    distiller = registry.build("distillers", distill.name, distill.options)
+    distill = dataclasses.replace(distill, options=dataclasses.asdict(distiller))
+    tiles = distiller.mosaic_tiles
     relabel = dataclasses.replace(
         config.relabel,
-        **_missing(config.relabel, protocols.view_keys(config.student.protocol)),
+        **_missing(config.relabel, protocols.view_keys(config.student.protocol, tiles)),
     )
-    distill = config.distill
-    if not distill.options:
-        default = registry.load("distillers", distill.name)()
-        distill = dataclasses.replace(distill, options=dataclasses.asdict(default))
     return dataclasses.replace(config, student=student, relabel=relabel, distill=distill)
 
 

@@ -59,9 +59,20 @@ def student_keys(protocol: str) -> dict[str, Any]:
     return {key: value for key, value in _keys(protocol).items() if key not in _VIEWS}
 
 
-def view_keys(protocol: str) -> dict[str, Any]:
-    """Return what a protocol says about the views that teachers label."""
-    return {key: value for key, value in _keys(protocol).items() if key in _VIEWS}
+def view_keys(protocol: str, mosaic_tiles: int = 1) -> dict[str, Any]:
+    """Return what a protocol says about the views that teachers label.
+
+    Args:
+        protocol: its name.
+        mosaic_tiles: tiles a side of the images. Our own protocol then shows as many of the
+            pixels of a tile as it shows of a whole image; published ones stay as published.
+    """
+    values = {key: value for key, value in _keys(protocol).items() if key in _VIEWS}
+    if protocol == "default" and mosaic_tiles > 1:
+        low, high = values["scale"]
+        least = (low / mosaic_tiles**2, high)
+        values |= {"tiles": mosaic_tiles, "tile_share": 0.5, "scale": least}
+    return values
 
 
 def _keys(protocol: str) -> dict[str, Any]:

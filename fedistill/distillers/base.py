@@ -115,6 +115,11 @@ class Distiller(ABC):
         """
         return 0
 
+    @property
+    def mosaic_tiles(self) -> int:
+        """Tiles a side of each image, where it is a mosaic that views of single tiles suit."""
+        return 1
+
     def check(self, model: nn.Module, config: ModelConfig, spec: DataSpec) -> None:
         """Refuse a teacher's network that the method cannot use.
 
