@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedistill.errors import ConfigError
+
 
 def shrink(images: Tensor, tiles: int) -> Tensor:
     """Resize images [B, C, H, W] to tiles, [B, C, H / tiles, W / tiles]: bilinear, antialiased."""
@@ -38,3 +40,37 @@ def expand(images: Tensor, tiles: int) -> Tensor:
         return images
     parts = split(images, tiles)
     return F.interpolate(parts, size=images.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def strided(ranked: Tensor, count: int) -> Tensor:
+    """Deal ranked things to `count` mosaics: number j gets ranks j, j + count, ... (RDED).
+
+    No mosaic then holds only the best.
+
+    Args:
+        ranked: best first, [count * n].
+        count: of mosaics.
+
+    Returns:
+        Mosaic by mosaic, [count * n].
+    """
+    return ranked.view(-1, count).T.reshape(-1)
+
+
+def require_tiles(tiles: int, size: int, key: str) -> None:
+    """Refuse tiles that do not fill the frame.
+
+    Args:
+        tiles: a side.
+        size: of the frame in pixels.
+        key: of the config that says `tiles`.
+
+    Raises:
+        ConfigError: `tiles` does not divide `size`.
+    """
+    if size % tiles:
+        accepted = [n for n in range(1, size // 2 + 1) if size % n == 0]
+        raise ConfigError(
+            f"{key} is {tiles}, and images of {size} pixels do not divide into {tiles} x {tiles} "
+            f"tiles; accepted: {accepted}"
+        )
