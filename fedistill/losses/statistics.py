@@ -21,70 +21,88 @@ import torch
 from torch import Tensor, nn
 
 
-class _ImageMoments(torch.autograd.Function):
-    """First and second moment of each image and channel, with a backward pass of one multiply-add.
+class _Moments(torch.autograd.Function):
+    """First and second moment over some dimensions, with a backward pass of one multiply-add.
 
     `torch.var_mean` over batch and space takes 20 times as long on a CPU, and its backward pass
     was two thirds of a recover step (experiments/LOG.md).
     """
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, inputs: Tensor, centre: Tensor, over: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
         around = inputs.float() - centre[:, None, None]
         ctx.save_for_backward(inputs, centre)
-        return around.mean((2, 3)), around.square().mean((2, 3))
+        ctx.over = over
+        return around.mean(over), around.square().mean(over)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         inputs, centre = ctx.saved_tensors
-        of_first, of_second = (gradient[:, :, None, None] for gradient in gradients)
-        pixels = inputs.shape[2] * inputs.shape[3]
-        slope = of_second * (2 / pixels)
-        offset = of_first / pixels - slope * centre[:, None, None]
-        return torch.addcmul(offset, inputs.float(), slope).to(inputs.dtype), None
+        kept = [1 if place in ctx.over else size for place, size in enumerate(inputs.shape)]
+        of_first, of_second = (gradient.reshape(kept) for gradient in gradients)
+        averaged = inputs.numel() // of_first.numel()
+        slope = of_second * (2 / averaged)
+        offset = of_first / averaged - slope * centre[:, None, None]
+        return torch.addcmul(offset, inputs.float(), slope).to(inputs.dtype), None, None
 
 
-def image_moments(inputs: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over space of (x - centre) and of (x - centre)^2, for each image and channel.
+def moments(inputs: Tensor, centre: Tensor, over: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Mean of (x - centre) and of (x - centre)^2 over some dimensions.
 
     In float32: bfloat16 would lose the differences that are to be matched. A centre near the
     mean keeps a large mean from swallowing a small variance.
 
     Args:
         inputs: [B, K, H, W].
-        centre: [K], without gradient.
+        centre: of each channel [K], or one for all [1]; without gradient.
+        over: the dimensions.
+
+    Returns:
+        Two tensors with the dimensions that are left.
+    """
+    first, second = _Moments.apply(inputs, centre, over)
+    return first, second
+
+
+def image_moments(inputs: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+    """Moments of each image and channel over space.
+
+    Args:
+        inputs: [B, K, H, W].
+        centre: [K] or [1], without gradient.
 
     Returns:
         Two tensors [B, K].
     """
-    first, second = _ImageMoments.apply(inputs, centre)
-    return first, second
+    return moments(inputs, centre, (2, 3))
 
 
 def _distance(
-    moments: tuple[Tensor, Tensor], centre: Tensor, groups: Tensor, mean: Tensor, var: Tensor
+    found: tuple[Tensor, Tensor], centre: Tensor, groups: Tensor, mean: Tensor, var: Tensor
 ) -> Tensor:
     """Mean over groups of images of ||mean_g - mean||_2 + ||var_g - var||_2.
 
     Args:
-        moments: of each image around `centre`, two tensors [B, K].
+        found: moments of each image around `centre`, two tensors [B, K].
         centre: [K].
         groups: weight of each image in each group, rows sum to 1, [G, B].
         mean: wanted, [G, K].
         var: wanted, [G, K].
     """
-    first, second = (groups @ moment for moment in moments)
+    first, second = (groups @ moment for moment in found)
     of_mean: Tensor = (first - (mean - centre)).norm(dim=1)
     of_var: Tensor = (second - first.square() - var).norm(dim=1)
     return (of_mean + of_var).mean()
 
 
-def _whole_batch(images: int, device: torch.device) -> Tensor:
+def whole_batch(images: int, device: torch.device) -> Tensor:
     """Return the groups [1, B] of which the only one holds all images."""
     return torch.full((1, images), 1 / images, device=device)
 
 
-def _by_class(labels: Tensor) -> tuple[Tensor, Tensor]:
+def by_class(labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the classes present [G], and the groups [G, B] of their images."""
     classes, place = labels.unique(return_inverse=True)
     member = torch.nn.functional.one_hot(place, len(classes)).to(torch.float32).T
@@ -102,9 +120,9 @@ def alignment(inputs: Tensor, running_mean: Tensor, running_var: Tensor) -> Tens
     Returns:
         Scalar; `d * sqrt(K)` when all K means are off by d and the variances agree.
     """
-    moments = image_moments(inputs, running_mean)
-    groups = _whole_batch(len(inputs), inputs.device)
-    return _distance(moments, running_mean, groups, running_mean[None], running_var[None])
+    found = image_moments(inputs, running_mean)
+    groups = whole_batch(len(inputs), inputs.device)
+    return _distance(found, running_mean, groups, running_mean[None], running_var[None])
 
 
 @dataclass(frozen=True)
@@ -131,10 +149,10 @@ def class_alignment(inputs: Tensor, labels: Tensor, real: ClassStatistics) -> Te
     Returns:
         Scalar: the mean over the classes present of ||mean_c - M_c||_2 + ||var_c - V_c||_2.
     """
-    classes, groups = _by_class(labels)
+    classes, groups = by_class(labels)
     centre = real.mean[classes].mean(0)
-    moments = image_moments(inputs, centre)
-    return _distance(moments, centre, groups, real.mean[classes], real.var[classes])
+    found = image_moments(inputs, centre)
+    return _distance(found, centre, groups, real.mean[classes], real.var[classes])
 
 
 @torch.no_grad()
@@ -208,8 +226,8 @@ class BatchNormAlignment:
         real: Sequence[ClassStatistics] = (),
     ) -> None:
         self._layers = layers
-        self._batch = _whole_batch(len(labels), labels.device)
-        self._classes, self._groups = _by_class(labels)
+        self._batch = whole_batch(len(labels), labels.device)
+        self._classes, self._groups = by_class(labels)
         self._weight = weight
         self._first_weight = first_weight
         self._class_weight = class_weight
@@ -237,12 +255,12 @@ class BatchNormAlignment:
             mean, var = layer.running_mean, layer.running_var
             assert mean is not None
             assert var is not None
-            moments = image_moments(args[0], mean)  # serve the batch and the classes alike
-            term = self._weight * _distance(moments, mean, self._batch, mean[None], var[None])
+            found = image_moments(args[0], mean)  # serve the batch and the classes alike
+            term = self._weight * _distance(found, mean, self._batch, mean[None], var[None])
             if self._class_weight:
                 real = self._real[number]
                 wanted = real.mean[self._classes], real.var[self._classes]
-                of_classes = _distance(moments, mean, self._groups, *wanted)
+                of_classes = _distance(found, mean, self._groups, *wanted)
                 term = term + self._class_weight * of_classes
             self._terms.append(term * (1.0 if number else self._first_weight))
 

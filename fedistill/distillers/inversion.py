@@ -1,0 +1,193 @@
+"""Optimise pixels against frozen teachers: the loop that SRe2L, G-VBSM and EDC share.
+
+Batches of images start from noise or from real images. In every iteration each image is cropped,
+shifted and mirrored by itself, an objective says how wrong a teacher finds it, Adam moves the
+pixels, and what leaves the range of pixels is clipped. A method is its options and its objective.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedistill import crops
+from fedistill.crops import ViewOptions
+from fedistill.distillers.base import Distilled, Distiller, Progress, Task, real_images
+from fedistill.images import DataSpec
+from fedistill.training import learning_rate_factor, set_learning_rate
+
+Order = Literal["across", "class"]
+Init = Literal["noise", "real"]
+Show = Callable[[Tensor], Tensor]
+
+_SHARD_BATCH = 500
+
+
+class Objective(ABC):
+    """What the pixels of one client are optimised for, batch after batch."""
+
+    @abstractmethod
+    def start(self, labels: Tensor, number: int) -> None:
+        """Turn to the next batch.
+
+        Args:
+            labels: its classes, int64 [B].
+            number: which batch, from 0.
+        """
+
+    @abstractmethod
+    def loss(self, images: Tensor, show: Show) -> Tensor:
+        """Return the loss of one iteration, a scalar.
+
+        Args:
+            images: normalised, [B, C, H, W]; the gradient is taken for them.
+            show: crops, shifts and mirrors images [B, C, H, W] as this iteration does.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inversion(Distiller):
+    """Options that every method of this kind has.
+
+    Attributes:
+        iterations: optimiser steps for each image.
+        lr: of Adam (betas 0.5, 0.9), in normalised pixel units; cosine to 0.
+        batch_size: images optimised together; their joint statistics are matched.
+        order: `across` puts one image of every class in a batch before the second of any;
+            `class` fills batches class by class (G-VBSM, EDC).
+        init: `noise` is N(0, 1) in normalised units; `real` starts from random real images.
+        crop: least area of the random crop that the teacher sees.
+        shift: most pixels of the random shift that the teacher sees.
+    """
+
+    iterations: int = 1000
+    lr: float = 0.1
+    batch_size: int = 100
+    order: Order = "across"
+    init: Init = "noise"
+    crop: float = 0.6
+    shift: int = 0
+
+    def __post_init__(self) -> None:
+        broken = [message for holds, message in self.rules() if not holds]
+        if broken:
+            raise ValueError("; ".join(broken))
+
+    def rules(self) -> list[tuple[bool, str]]:
+        """List what must hold of the options, each rule with the message if it does not."""
+        return [
+            (self.iterations >= 1, f"iterations is {self.iterations}; accepted: 1 or more"),
+            (self.lr > 0, f"lr is {self.lr}; accepted: above 0"),
+            (self.batch_size >= 1, f"batch_size is {self.batch_size}; accepted: 1 or more"),
+            (0 < self.crop <= 1, f"crop is {self.crop}; accepted: above 0, up to 1"),
+            (self.shift >= 0, f"shift is {self.shift}; accepted: 0 or more"),
+        ]
+
+    def views(self, spec: DataSpec) -> ViewOptions:
+        """Return what images of a data set are shown as."""
+        return ViewOptions(scale=(self.crop, 1.0), shift=self.shift, flip=spec.flip)
+
+    @property
+    def uses_real_images(self) -> bool:
+        """Only a start from real images shows any."""
+        return self.init == "real"
+
+    @abstractmethod
+    def objective(self, task: Task) -> Objective:
+        """Make the objective of one client; measures its real data where that is needed."""
+
+    def distill(self, task: Task) -> Distilled:
+        """Optimise all images, batch by batch."""
+        labels, spec = task.labels, task.spec
+        images = torch.empty((len(labels), spec.channels, spec.size, spec.size), dtype=torch.uint8)
+        batches = self._batches(task.counts)
+        real = real_images(task) if self.init == "real" else None
+        run = _Run(
+            self,
+            task,
+            self.objective(task),
+            Progress(task, len(batches) * self.iterations, self.iterations),
+        )
+        for number, index in enumerate(batches):
+            start = None if real is None else spec.normalise(real[index])
+            images[index] = run.batch(labels[index], number, start)
+        return Distilled(images, run.progress.curve)
+
+    def _batches(self, counts: Sequence[int]) -> list[Tensor]:
+        """Split the images, given by their index in class order, into batches."""
+        sizes = torch.tensor(counts)
+        order = torch.arange(int(sizes.sum()))
+        if self.order == "across":
+            first = sizes.cumsum(0) - sizes
+            rank = order - first.repeat_interleave(sizes)
+            order = torch.argsort(rank, stable=True)
+        return list(order.split(self.batch_size)) if len(order) else []
+
+
+class _Run:
+    """The loop, and what stays from batch to batch."""
+
+    def __init__(
+        self, options: Inversion, task: Task, objective: Objective, progress: Progress
+    ) -> None:
+        self.progress = progress
+        self._options = options
+        self._task = task
+        self._objective = objective
+        self._terms = task.terms()
+        self._views = options.views(task.spec)
+        self._outside = task.spec.outside(task.device) if options.shift else None
+
+    def batch(self, labels: Tensor, number: int, start: Tensor | None) -> Tensor:
+        """Optimise one batch from noise or from a start [B, C, H, W]; return uint8 images."""
+        options, spec, device = self._options, self._task.spec, self._task.device
+        stream = self._task.stream("batch", number)
+        noise = torch.randn((len(labels), spec.channels, spec.size, spec.size), generator=stream)
+        images = (noise if start is None else start).to(device).requires_grad_()
+        labels = labels.to(device)
+        optimizer = torch.optim.Adam([images], lr=options.lr, betas=(0.5, 0.9))
+        self._objective.start(labels, number)
+        for step in range(options.iterations):
+            factor = learning_rate_factor("cosine", step / options.iterations)
+            set_learning_rate(optimizer, options.lr * factor)
+            loss = self._objective.loss(images, self._camera(len(labels), stream))
+            for weight, term in self._terms:
+                loss = loss + weight * term(images, labels)
+            # The weights are frozen: this is one backward pass to the pixels and no more.
+            (images.grad,) = torch.autograd.grad(loss, images)
+            optimizer.step()
+            spec.clamp_(images)
+            self.progress.step(loss)
+        return spec.to_uint8(images.detach()).cpu()
+
+    def _camera(self, count: int, stream: torch.Generator) -> Show:
+        """Draw the views of one iteration; return what shows images under them."""
+        views = crops.draw(count, self._task.spec.size, self._views, stream)
+        return lambda images: crops.apply(images, views, self._outside).contiguous(
+            memory_format=torch.channels_last
+        )
+
+
+def shard_batches(
+    task: Task, options: ViewOptions | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Go through the real images of a client once, in chunks.
+
+    Args:
+        task: of the client.
+        options: what the images are shown as, each once; None: whole.
+
+    Yields:
+        Normalised images [B, C, H, W] and their labels [B], on the device.
+    """
+    stream = task.stream("real views")
+    outside = task.spec.outside(task.device) if options and options.shift else None
+    for index in torch.arange(len(task.shard)).split(_SHARD_BATCH):
+        images = task.spec.normalise(task.shard.images[index].to(task.device))
+        if options is not None:
+            views = crops.draw(len(index), task.spec.size, options, stream)
+            images = crops.apply(images, views, outside)
+        yield images, task.shard.labels[index].to(task.device)
