@@ -2,7 +2,8 @@
 
 `sources.py` finds the images; they are decoded once and kept in `$FEDISTILL_CACHE` or
 `~/.cache/fedistill`. A file there is keyed by where the images came from, is written in one
-step and carries its own hash, so that a reader finds a whole file or none.
+step and carries its own hash, so that a reader finds a whole file or none. A whitening is
+fitted once and kept beside them.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedistill import sources
+from fedistill import sources, whitening
 from fedistill.config import DataConfig
 from fedistill.errors import DataError
 from fedistill.images import DataSpec, ImageSet
 from fedistill.seeding import generator
 from fedistill.sources import HUB_NAMES, Pixels, Sample, some
+from fedistill.store import Artefact, Store
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -88,14 +90,16 @@ class _Decoded:
 def load(config: DataConfig, seed: int = 0) -> Data:
     """Load the training split and the split to test on.
 
-    The first call decodes every image; later ones read the cache.
+    The first call decodes every image, and fits a whitening if one is wanted; later ones read
+    the cache.
 
     Args:
         config: which images. `validation` is held out before `fraction` is kept.
         seed: draws the held-out and the kept images, class by class.
 
     Raises:
-        DataError: the data set is missing, broken, or not a set of square images with labels.
+        DataError: the data set is missing, broken, or not a set of square images with labels, or
+            its images are too large to be whitened.
     """
     decoded = _decode_once(config)
     spec = _spec(config, decoded)
@@ -114,7 +118,29 @@ def load(config: DataConfig, seed: int = 0) -> Data:
         stream = generator(seed, "fraction")
         train = train.select(_draw(train.labels, config.fraction, stream, least=1, left=0))
     used = _Decoded(spec.class_names, train.images, train.labels, test.images, test.labels)
-    return Data(spec, train, test, used.fingerprint())
+    fingerprint = used.fingerprint()
+    if config.zca:
+        spec = replace(spec, zca=_whitening(train.images, fingerprint))
+    return Data(spec, train, test, fingerprint)
+
+
+def _whitening(images: Tensor, fingerprint: str) -> whitening.Whitening:
+    """Fit a whitening to the training split, or read what was fitted to it before."""
+    size = images[0].numel()
+    if size > whitening.LARGEST:
+        raise DataError(
+            f"data.zca is true and an image holds {size} numbers, so that the whitening would take "
+            f"{4e-9 * size**2:.1f} GB; accepted: up to {whitening.LARGEST} numbers; set data.size, "
+            "or data.zca to false"
+        )
+
+    def fit() -> Artefact:
+        _log.info("fitting a whitening to %s images", len(images))
+        found = whitening.fit(images)
+        return Artefact({"mean": found.mean, "matrix": found.matrix}, {})
+
+    key = {"data": fingerprint, "eps": whitening.EPS}
+    return whitening.Whitening(**Store(_cache_folder()).recall("whitening", key, fit).tensors)
 
 
 def _draw(
@@ -182,9 +208,12 @@ def _cache_path(config: DataConfig) -> Path:
         files = [(str(p.relative_to(folder)), s.st_size, s.st_mtime_ns) for p, s in found]
     place = str(folder) if folder else HUB_NAMES.get(config.name, config.name)
     key = json.dumps([_CACHE_FORMAT, folder is None, place, files, config.size])
-    root = os.environ.get("FEDISTILL_CACHE") or Path.home() / ".cache" / "fedistill"
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-    return Path(root) / f"{Path(place).name}-{digest}.safetensors"
+    return _cache_folder() / f"{Path(place).name}-{digest}.safetensors"
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("FEDISTILL_CACHE") or Path.home() / ".cache" / "fedistill")
 
 
 def _read_cache(path: Path) -> _Decoded | None:

@@ -2,7 +2,8 @@
 
 A distilled set on disk is a folder that needs torch and safetensors alone to load:
 
-    images.safetensors   images uint8 [M, C, H, W], hard_labels int64 [M], clients int64 [M]
+    images.safetensors   images uint8 [M, C, H, W], hard_labels int64 [M], clients int64 [M];
+                         where networks see whitened images: zca_mean [D], zca_matrix [D, D]
     labels.safetensors   teacher_logits float16 [V, M, C]; the seed in the card replays the views
     card.json            class names, normalisation, recipe, provenance, score, checksums
     README.md            the same for people
@@ -11,7 +12,7 @@ A distilled set on disk is a folder that needs torch and safetensors alone to lo
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ class SyntheticSet:
         for name, tensor in self._tensors():
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
             digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        digest.update(json.dumps(asdict(self.spec), sort_keys=True).encode())
+        digest.update(json.dumps(self.spec.as_dict(), sort_keys=True).encode())
         if self.soft_labels is not None:
             how = {"seed": self.soft_labels.seed, **self.soft_labels.options.as_dict()}
             digest.update(json.dumps(how, sort_keys=True).encode())
@@ -94,6 +95,7 @@ class SyntheticSet:
         yield "images", self.images
         yield "hard_labels", self.hard_labels
         yield "clients", self.clients
+        yield from self.spec.tensors().items()
         if self.soft_labels is not None:
             yield "teacher_logits", self.soft_labels.logits
 
@@ -111,7 +113,8 @@ class SyntheticSet:
         logits = tensors.pop("teacher_logits", None)
         save_file(tensors, folder / "images.safetensors")
         files = ["images.safetensors"]
-        card: dict[str, Any] = {"format": FORMAT, "sha256": self.sha256, "spec": asdict(self.spec)}
+        spec = self.spec.as_dict()
+        card: dict[str, Any] = {"format": FORMAT, "sha256": self.sha256, "spec": spec}
         if self.soft_labels is not None and logits is not None:
             save_file({"teacher_logits": logits}, folder / "labels.safetensors")
             files.append("labels.safetensors")
@@ -130,7 +133,8 @@ class SyntheticSet:
         """Read a set and check it against its card.
 
         Raises:
-            SetError: a file is missing, does not match its checksum, or cannot be read.
+            SetError: a file is missing, does not match its checksum, or cannot be read, or the
+                set lacks the whitening that its recipe speaks of.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -147,7 +151,7 @@ class SyntheticSet:
                 soft_labels = SoftLabels(logits, card["views"]["seed"], options)
             own = ("format", "sha256", "spec", "views", "files")
             found = cls(
-                spec=DataSpec.from_dict(card["spec"]),
+                spec=DataSpec.from_dict(card["spec"], tensors),
                 images=tensors["images"],
                 hard_labels=tensors["hard_labels"],
                 clients=tensors["clients"],
@@ -162,6 +166,12 @@ class SyntheticSet:
             raise SetError(
                 f"{folder}: the set hashes to {found.sha256[:12]}..., its card says "
                 f"{card['sha256'][:12]}...; card.json was changed, fetch the set again"
+            )
+        if found.spec.zca is None and _recipe_whitens(card):
+            raise SetError(
+                f"{folder}: its recipe says data.zca: true, and no whitening was fitted for it; "
+                "accepted: a set with its whitening, or a recipe with data.zca: false; "
+                "make the set again, or fetch it again"
             )
         return found
 
@@ -193,6 +203,12 @@ def _read_card(folder: Path) -> dict[str, Any]:
     return card
 
 
+def _recipe_whitens(card: Mapping[str, Any]) -> bool:
+    recipe = card.get("recipe")
+    options = recipe.get("data") if isinstance(recipe, dict) else None
+    return isinstance(options, dict) and bool(options.get("zca"))
+
+
 def _check_files(folder: Path, card: Mapping[str, Any]) -> None:
     for name in ("images.safetensors", *(["labels.safetensors"] if "views" in card else [])):
         entry = card["files"].get(name)
@@ -215,6 +231,7 @@ def _file_sha256(path: Path) -> str:
 def _readme(card: Mapping[str, Any], count: int) -> str:
     spec = card["spec"]
     shape = f"{spec['channels']} x {spec['size']} x {spec['size']}"
+    whitened = "They are whitened for networks: `distilled.spec.normalise(images)`.\n\n"
     return f"""# A distilled set of {spec["name"]}
 
 {count} images of {len(spec["class_names"])} classes, {shape} pixels, made by fedistill.
@@ -226,7 +243,7 @@ distilled = SyntheticSet.load(".")
 images, labels = distilled.images, distilled.hard_labels
 ```
 
-Train a model on it: `fedistill train . --data {spec["name"]}`.
+{whitened if spec.get("zca") else ""}Train a model on it: `fedistill train . --data {spec["name"]}`.
 Recipe, provenance and score are in `card.json`.
 SHA-256 of the set: `{card["sha256"]}`.
 """

@@ -7,7 +7,7 @@ what comes from the network is not to be trusted.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from fedistill.shares import Share
 
 DESCRIBE = "query.describe"
 DISTILL = "train.distill"
+_STAGES = ("squeeze", "recover")  # of a client
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,14 @@ class Description:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillRequest:
-    """What the server asks of a client: `counts` images of each class."""
+    """What the server asks of a client: `counts` images of each class, beside those `made`."""
 
     config: Config
     spec: DataSpec
     partition_id: int
     counts: list[int]
     attempt: int = 0
+    made: tuple[int, ...] = ()
     teachers: tuple[Mapping[str, Tensor], ...] = ()
 
 
@@ -58,14 +60,13 @@ def size(content: RecordDict) -> int:
 
 
 def encode_describe_request(config: Config, spec: DataSpec, partition_id: int) -> RecordDict:
-    """Ask a client to describe the shard with this partition id."""
-    return RecordDict({"request": _request(config, spec, partition_id)})
+    """Ask a client to describe the shard with this partition id; that takes no whitening."""
+    return _request(config, replace(spec, zca=None), partition_id)
 
 
 def decode_describe_request(content: RecordDict) -> tuple[Config, DataSpec, int]:
     """Read what `encode_describe_request` wrote."""
-    request = _config_record(content, "request")
-    return _read_request(request)
+    return _read_request(content)
 
 
 def encode_description(description: Description) -> RecordDict:
@@ -99,23 +100,34 @@ def decode_description(content: RecordDict, num_classes: int) -> Description:
 
 
 def encode_distill_request(request: DistillRequest) -> RecordDict:
-    """Ask a client for its share."""
-    record = _request(request.config, request.spec, request.partition_id)
+    """Ask a client for its share.
+
+    A whitening travels with the spec: a client sees its own shard alone, and could not fit it.
+    """
+    content = _request(request.config, request.spec, request.partition_id)
+    record = content.config_records["request"]
     record["counts"] = request.counts
     record["attempt"] = request.attempt
-    return RecordDict({"request": record, **_encode_teachers(request.teachers)})
+    record["made"] = list(request.made)
+    content.update(_encode_teachers(request.teachers))
+    return content
 
 
 def decode_distill_request(content: RecordDict) -> DistillRequest:
-    """Read what `encode_distill_request` wrote."""
+    """Read what `encode_distill_request` wrote.
+
+    Raises:
+        WireError: it does not follow the contract.
+    """
+    config, spec, partition_id = _read_request(content)
     record = _config_record(content, "request")
-    config, spec, partition_id = _read_request(record)
     return DistillRequest(
         config=config,
         spec=spec,
         partition_id=partition_id,
         counts=_ints(record, "counts"),
         attempt=_int(record, "attempt"),
+        made=tuple(_ints(record, "made")),
         teachers=_decode_teachers(content),
     )
 
@@ -129,6 +141,8 @@ def encode_share(share: Share) -> RecordDict:
     }
     for stage, value in share.seconds.items():
         metrics[f"seconds-{stage}"] = float(value)
+    for stage in share.from_store:
+        metrics[f"from-store-{stage}"] = 1
     for name, curve in (("teacher", share.teacher_curve), ("recover", share.recover_curve)):
         metrics[f"{name}-curve-steps"] = [step for step, _ in curve]
         metrics[f"{name}-curve-losses"] = [float(loss) for _, loss in curve]
@@ -178,26 +192,35 @@ def decode_share(content: RecordDict, request: DistillRequest) -> Share:
         teachers=teachers,
         teacher_curve=_curve(metrics, "teacher"),
         recover_curve=_curve(metrics, "recover"),
-        seconds={stage: _float(metrics, f"seconds-{stage}") for stage in ("squeeze", "recover")},
+        seconds={stage: _float(metrics, f"seconds-{stage}") for stage in _STAGES},
+        from_store=tuple(stage for stage in _STAGES if f"from-store-{stage}" in metrics),
     )
 
 
-def _request(config: Config, spec: DataSpec, partition_id: int) -> ConfigRecord:
-    return ConfigRecord(
+def _request(config: Config, spec: DataSpec, partition_id: int) -> RecordDict:
+    record = ConfigRecord(
         {
             "config-yaml": config_file.dump(config),
-            "spec-json": json.dumps(asdict(spec)),
+            "spec-json": json.dumps(spec.as_dict()),
             "partition-id": partition_id,
         }
     )
+    arrays = {name: Array(tensor.numpy()) for name, tensor in spec.tensors().items()}
+    return RecordDict({"request": record, **({"spec": ArrayRecord(arrays)} if arrays else {})})
 
 
-def _read_request(record: ConfigRecord) -> tuple[Config, DataSpec, int]:
+def _read_request(content: RecordDict) -> tuple[Config, DataSpec, int]:
+    record = _config_record(content, "request")
     for key in ("config-yaml", "spec-json"):
         if key not in record:
             raise WireError(f"the request holds no '{key}'; it has {sorted(record)}")
     config = config_file.loads(str(record["config-yaml"]), origin="the server's config")
-    spec = DataSpec.from_dict(json.loads(str(record["spec-json"])))
+    arrays = content.array_records.get("spec", ArrayRecord())
+    tensors = {name: _tensor(name, array) for name, array in arrays.items()}
+    try:
+        spec = DataSpec.from_dict(json.loads(str(record["spec-json"])), tensors)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise WireError(f"the request holds no spec that can be read: {error}") from error
     return config, spec, _int(record, "partition-id")
 
 

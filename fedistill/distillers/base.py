@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ class Task:
         partition_id: of the client; enters every seed.
         attempt: 0 for the first request; a later request for more images counts on, so that
             they differ from those already made.
+        made: images of each class that earlier requests got; empty: none. A method that chooses
+            real images goes on behind them.
         device: where to work.
         dtype: convolutions may run in this type where the maths allows it.
         regularizers: extra loss terms with their weights.
@@ -45,6 +47,7 @@ class Task:
     seed: int
     partition_id: int
     attempt: int = 0
+    made: Sequence[int] = ()
     device: torch.device
     dtype: torch.dtype = torch.float32
     regularizers: Sequence[tuple[float, Regularizer]] = ()
@@ -181,3 +184,26 @@ def real_images(task: Task) -> Tensor:
         assert count == 0 or len(mine) > 0, f"asked for class {label}, which this shard lacks"
         chosen += [order.repeat(-(-count // max(1, len(order))))[:count]]
     return task.shard.images[torch.cat(chosen)]
+
+
+def first_images(task: Task, init: Literal["real", "noise"]) -> Tensor:
+    """Make what a method starts from that treats equal images alike at every step.
+
+    Args:
+        task: what is asked for.
+        init: `noise` is N(0, 1) in normalised units. `real` is random real images, each at most
+            once: where a class has fewer than wanted, the others start from noise, since copies
+            would stay copies.
+
+    Returns:
+        Normalised, float32 [M, C, H, W].
+    """
+    spec = task.spec
+    shape = (sum(task.counts), spec.channels, spec.size, spec.size)
+    noise = torch.randn(shape, generator=task.stream("noise"))
+    if init == "noise":
+        return noise
+    rank = torch.cat([torch.arange(count) for count in task.counts])
+    held = torch.tensor(task.shard.histogram(spec.num_classes))[task.labels]
+    fresh = (rank < held)[:, None, None, None]
+    return torch.where(fresh, spec.normalise(real_images(task)), noise)

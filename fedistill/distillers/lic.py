@@ -28,7 +28,7 @@ Published accuracy (CIFAR-10, IPC 1 / 10 / 50): ConvNet 51.7 / 72.2 / 78.3, ResN
 40.7 / 80.9 / 89.2; CIFAR-100 ConvNet 42.7 / 54.8 / 56.6.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +38,6 @@ from fedistill import crops, mosaic
 from fedistill.config import ModelConfig
 from fedistill.crops import ViewOptions
 from fedistill.distillers.base import Distilled, Distiller, Progress, Task
-from fedistill.errors import ConfigError
 from fedistill.images import DataSpec
 from fedistill.models import layers
 from fedistill.training import learning_rate_factor, logits_of, set_learning_rate
@@ -101,12 +100,7 @@ class LIC(Distiller):
     def check(self, model: nn.Module, config: ModelConfig, spec: DataSpec) -> None:
         """Refuse a layer that the network lacks, and a frame that the tiles do not divide."""
         super().check(model, config, spec)
-        if spec.size % self.tiles:
-            accepted = [n for n in range(1, spec.size // 2 + 1) if spec.size % n == 0]
-            raise ConfigError(
-                f"distill.tiles is {self.tiles}, and images of {spec.size} pixels do not divide "
-                f"into {self.tiles} x {self.tiles} tiles; accepted: {accepted}"
-            )
+        mosaic.require_tiles(self.tiles, spec.size, "distill.tiles")
         layers.resolve(model, self.layer, spec.channels, spec.size)
 
     def distill(self, task: Task) -> Distilled:
@@ -125,27 +119,15 @@ class LIC(Distiller):
         return Distilled(torch.cat([empty, *images]), progress.curve)
 
 
-def strided(ranked: Tensor, count: int) -> Tensor:
-    """Deal ranked things to `count` groups: group j gets ranks j, j + count, ... (RDED).
-
-    Args:
-        ranked: best first, [count * n].
-
-    Returns:
-        Group by group, [count * n].
-    """
-    return ranked.view(-1, count).T.reshape(-1)
-
-
 def _choose(options: LIC, task: Task, label: int, count: int) -> Tensor:
     """Return indices into the shard of the images that the teachers are surest about."""
     wanted = count * options.real_images_per_image
     mine = (task.shard.labels == label).nonzero()[:, 0]
     assert wanted <= len(mine), f"asked for {wanted} images of class {label}, has {len(mine)}"
+    if not count:
+        return mine[:0]
     drawn = torch.randperm(len(mine), generator=task.stream("pool", label))
     pool = mine[drawn[: max(options.pool, 2 * wanted)]]
-    if not count:
-        return pool[:0]
     labels = torch.full((len(pool),), label)
     losses = [
         F.cross_entropy(
@@ -156,7 +138,7 @@ def _choose(options: LIC, task: Task, label: int, count: int) -> Tensor:
         for teacher in task.teachers
     ]
     best = torch.stack(losses).mean(0).argsort(stable=True)[:wanted]
-    return strided(pool[best], count)
+    return mosaic.strided(pool[best], count)
 
 
 def _compensate(
@@ -165,6 +147,8 @@ def _compensate(
     """Make one batch of mosaics.
 
     Args:
+        options: of the method.
+        task: with the real images and the teachers.
         chosen: for each mosaic its real images, indices into the shard, [B, tiles^2].
         index: which images of the task these are, [B].
         number: of the batch.
@@ -174,12 +158,18 @@ def _compensate(
         uint8 [B, C, H, W] on the CPU.
     """
     spec, tiles = task.spec, options.tiles
-    originals = spec.normalise(task.shard.images[chosen.flatten()].to(task.device))
-    labels = task.labels[index].to(task.device)
-    low, high = spec.pixel_bounds(task.device)
-    images = mosaic.assemble(mosaic.shrink(originals, tiles), tiles).clamp(low, high)
+    # In normalised pixels, whatever networks see: half of a whitened image is no whitened image.
+    plain = replace(spec, zca=None)
+    low, high = plain.pixel_bounds(task.device)
+
+    def seen(pixels: Tensor) -> Tensor:
+        return pixels if spec.zca is None else spec.normalise(255 * (pixels - low) / (high - low))
+
+    real = task.shard.images[chosen.flatten()].to(task.device)
+    originals, labels = spec.normalise(real), task.labels[index].to(task.device)
+    images = mosaic.assemble(mosaic.shrink(plain.normalise(real), tiles), tiles).clamp(low, high)
     if not options.iterations:
-        return spec.to_uint8(images).cpu()
+        return plain.to_uint8(images).cpu()
     images.requires_grad_()
     optimizer = torch.optim.Adam([images], lr=options.lr, betas=(0.5, 0.9))
     stream = task.stream("batch", number)
@@ -192,18 +182,17 @@ def _compensate(
     for step in range(options.iterations):
         factor = learning_rate_factor("cosine", step / options.iterations)
         set_learning_rate(optimizer, options.lr * factor)
-        seen = crops.draw(len(originals), spec.size, views, stream)
+        frames = crops.draw(len(originals), spec.size, views, stream)
         teacher, layer = teachers[step % len(teachers)]
         with torch.no_grad():
-            wanted = layers.output_of(teacher, layer, crops.apply(originals, seen))
-        shown = crops.apply(mosaic.expand(images, tiles), seen)
+            wanted = layers.output_of(teacher, layer, crops.apply(originals, frames))
+        shown = crops.apply(seen(mosaic.expand(images, tiles)), frames)
         found = layers.output_of(teacher, layer, shown)
         loss = F.mse_loss(found, wanted)
         for weight, term in terms:
-            loss = loss + weight * term(images, labels)
+            loss = loss + weight * term(seen(images), labels)
         (images.grad,) = torch.autograd.grad(loss, images)
         optimizer.step()
-        with torch.no_grad():
-            images.clamp_(low, high)
+        plain.clamp_(images)
         progress.step(loss)
-    return spec.to_uint8(images.detach()).cpu()
+    return plain.to_uint8(images.detach()).cpu()

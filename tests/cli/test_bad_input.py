@@ -50,6 +50,10 @@ def fedistill(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
         ("partition.clients=5000", "5000"),
         ("model.norm=instance", "norm: batch"),
         ("relabel.name=mixed", "relabel.name"),
+        ("relabel.tiles=3", "relabel.tiles is 3"),
+        ("distill={name: random, ipc: [500]}", "accepted: up to "),
+        ("distill={name: random, regularizers: [{name: total_variation, weight: 1}]}", "random"),
+        ("teacher.backbones=[{name: convnet, widht: 3}]", "did you mean 'width'"),
         ("nonsense", "section.key=value"),
     ],
 )
@@ -81,6 +85,31 @@ def test_a_missing_config_is_named(
 ) -> None:
     assert fedistill(monkeypatch, "run", tmp_path / "none.yaml") == 2
     assert "none.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("backend", ["local", "flower"])
+@pytest.mark.parametrize("way", ["option", "variable"])
+def test_a_store_that_is_a_file_is_refused(
+    way: str,
+    backend: str,
+    config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path, output = tmp_path / "store", tmp_path / "out"
+    path.write_text("mine")
+    arguments = ["run", config, "--output", output, "--backend", backend]
+    if way == "option":
+        arguments += ["--store", path]
+    else:
+        monkeypatch.setenv("FEDISTILL_STORE", str(path))
+    assert fedistill(monkeypatch, *arguments) == 2
+    message = capsys.readouterr().err
+    assert f"the store {path} is a file; choose another --store" in message
+    assert "Traceback" not in message
+    assert path.read_text() == "mine"
+    assert not output.exists()
 
 
 def test_an_output_folder_that_holds_a_run_is_left_alone(

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fakes import CPU, tiny_config, tiny_tree
+from fakes import tiny_config, tiny_tree
+from federation import assert_full, failing, spoiled, start
 from flwr.app import Message
-from flwr.serverapp.strategy import Result
 
 from fedistill import client_app, config_file, data, partition, pipeline, results, runner, wire
 from fedistill.config import Config
@@ -20,10 +20,7 @@ from fedistill.errors import ClientsFailed, ConfigError, OutputError, PartitionE
 from fedistill.models import build
 from fedistill.sets import SyntheticSet
 from fedistill.shares import Share
-from strategies import local, server_app
-from strategies.base import FedDistill
-
-MakeShare = Callable[..., Share]
+from strategies import local
 
 
 @dataclass(frozen=True)
@@ -51,41 +48,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Run:
         student={"seeds": 2},
         baselines=["random", "hard_label", "ensemble", "full_data"],
     )
-
-
-def start(
-    config: Config, grid: Callable[..., local.LocalGrid] = local.LocalGrid
-) -> tuple[FedDistill, Result]:
-    """Run the strategy alone, without evaluation."""
-    loaded = data.load(config.data, config.seed)
-    kind = server_app.choose_strategy(config)
-    strategy = kind(config, loaded.spec, device=CPU, dtype=torch.float32)
-    with local.task_identity():
-        nodes = grid(client_app.app, config.partition.clients, {})
-        return strategy, strategy.start(nodes)
-
-
-def spoiled(monkeypatch: pytest.MonkeyPatch, change: Callable[[Share, int], Share]) -> None:
-    """Let every client's share pass through `change`, with the number of the request."""
-    real: MakeShare = client_app.make_share
-
-    def make_share(*args: Any, **options: Any) -> Share:
-        return change(real(*args, **options), options["attempt"])
-
-    monkeypatch.setattr(client_app, "make_share", make_share)
-
-
-def failing(monkeypatch: pytest.MonkeyPatch, *broken: int) -> None:
-    def fail(share: Share, attempt: int) -> Share:
-        if share.partition_id in broken:
-            raise MemoryError(f"client {share.partition_id} ran out of memory")
-        return share
-
-    spoiled(monkeypatch, fail)
-
-
-def assert_full(synthetic: SyntheticSet, ipc: int) -> None:
-    assert synthetic.as_image_set().histogram(synthetic.spec.num_classes) == [ipc] * 10
 
 
 def test_result_json_has_the_keys_of_the_contract(base: Run):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fedistill import data
+from fedistill import data, whitening
 from fedistill.config import DataConfig
 from fedistill.errors import DataError
 
@@ -240,6 +240,41 @@ def test_a_validation_share_of_no_image_is_refused():
 
 
 # The cache
+
+
+def test_a_whitening_is_fitted_to_the_training_images_that_are_kept():
+    found = load("digits", zca=True, fraction=0.5, validation=0.2)
+    plain = load("digits", fraction=0.5, validation=0.2)
+    assert found.spec.zca == whitening.fit(plain.train.images)
+    assert plain.spec.zca is None
+    assert found.fingerprint == plain.fingerprint
+    assert torch.equal(found.test.images, plain.test.images)
+    assert found.spec.zca != load("digits", zca=True).spec.zca
+
+
+def test_a_whitening_is_fitted_once(cache: Path, monkeypatch: pytest.MonkeyPatch):
+    calls = []
+    fit = whitening.fit
+    monkeypatch.setattr(whitening, "fit", lambda images: calls.append(len(images)) or fit(images))
+    load("digits")
+    assert calls == []
+    first, second = load("digits", zca=True), load("digits", zca=True)
+    assert calls == [1437]
+    assert first.spec == second.spec
+    load("digits", zca=True, fraction=0.5)
+    assert len(calls) == 2
+    for path in cache.glob("whitening-*"):
+        path.write_bytes(path.read_bytes()[:-1])
+    assert load("digits", zca=True).spec == first.spec
+    assert len(calls) == 3
+
+
+def test_images_that_are_too_large_to_be_whitened_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(whitening, "LARGEST", 64)
+    assert load("digits", zca=True).spec.zca is not None
+    found = message_of("digits", zca=True, size=9)
+    assert "an image holds 81 numbers" in found
+    assert "accepted: up to 64 numbers; set data.size, or data.zca to false" in found
 
 
 def test_images_are_decoded_once(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):

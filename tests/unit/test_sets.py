@@ -1,5 +1,6 @@
 """Synthetic sets: what is hashed, what is written, and what damage is found."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -10,18 +11,20 @@ from typing import Any
 import pytest
 import torch
 from fakes import run_python, tiny_images, tiny_set, tiny_spec
+from safetensors.torch import load_file, save_file
 
-from fedistill import crops
+from fedistill import crops, whitening
 from fedistill.errors import SetError
 from fedistill.images import DataSpec, ImageSet
 from fedistill.seeding import generator
 from fedistill.sets import SoftLabels, SyntheticSet
 
 COLOUR = tiny_spec(channels=3)
+WHITENED = replace(tiny_spec(), zca=whitening.fit(tiny_images().images))
 
 
 @pytest.mark.parametrize("views", [0, 4])
-@pytest.mark.parametrize("spec", [tiny_spec(), COLOUR], ids=["grey", "colour"])
+@pytest.mark.parametrize("spec", [tiny_spec(), COLOUR, WHITENED], ids=["grey", "colour", "zca"])
 def test_a_set_comes_back_bit_for_bit(tmp_path: Path, views: int, spec: DataSpec):
     before = tiny_set(views=views, spec=spec)
     before.save(tmp_path / "set")
@@ -40,8 +43,32 @@ def test_a_set_comes_back_bit_for_bit(tmp_path: Path, views: int, spec: DataSpec
         assert after.soft_labels.options == before.soft_labels.options
 
 
-def test_saving_what_was_loaded_writes_the_same_files(tmp_path: Path):
-    tiny_set(views=2).save(tmp_path / "first")
+def test_a_set_from_before_there_were_tiles_is_still_itself(tmp_path: Path):
+    before = tiny_set(views=4)
+    before.save(tmp_path / "set")
+    options = json.loads((tmp_path / "set" / "card.json").read_text())["views"]["options"]
+    assert not {"tiles", "tile_share"} & options.keys()
+    assert SyntheticSet.load(tmp_path / "set").sha256 == before.sha256
+
+
+def test_the_views_of_a_set_with_tiles_come_back(tmp_path: Path):
+    plain = tiny_set(views=4)
+    assert plain.soft_labels is not None
+    options = replace(plain.soft_labels.options, tiles=2, tile_share=0.5)
+    before = replace(plain, soft_labels=replace(plain.soft_labels, options=options))
+    before.save(tmp_path / "set")
+    after = SyntheticSet.load(tmp_path / "set")
+    assert after.sha256 == before.sha256 != plain.sha256
+    assert after.soft_labels is not None
+    assert after.soft_labels.options == options
+    replayed, drawn = (s.soft_labels.views(1, 8) for s in (after, before))  # type: ignore[union-attr]
+    assert torch.equal(replayed.sealed, drawn.sealed)  # type: ignore[arg-type]
+    assert torch.equal(replayed.boxes, drawn.boxes)
+
+
+@pytest.mark.parametrize("spec", [tiny_spec(), WHITENED], ids=["plain", "zca"])
+def test_saving_what_was_loaded_writes_the_same_files(tmp_path: Path, spec: DataSpec):
+    tiny_set(views=2, spec=spec).save(tmp_path / "first")
     SyntheticSet.load(tmp_path / "first").save(tmp_path / "second")
     for path in sorted((tmp_path / "first").iterdir()):
         assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes(), path.name
@@ -64,6 +91,32 @@ print(loaded.sha256, len(loaded), float(views.boxes.sum()))
     assert float(boxes) == float(synthetic.soft_labels.views(1, 8).boxes.sum())
 
 
+def test_a_set_without_a_whitening_is_what_it_was_before_there_were_any(tmp_path: Path):
+    tiny_set().save(tmp_path / "set")
+    card = json.loads((tmp_path / "set" / "card.json").read_text())
+    assert card["spec"].keys() == {
+        *("name", "class_names", "channels", "size", "mean", "std", "flip")
+    }
+    assert card["sha256"][:16] == "b90f4e4da7372cdb"  # of format 1, taken at commit 76aee36
+    assert "whitened" not in (tmp_path / "set" / "README.md").read_text()
+
+
+def test_a_whitened_set_holds_its_whitening_and_says_so(tmp_path: Path):
+    before = tiny_set(spec=WHITENED)
+    before.save(tmp_path / "set")
+    after = SyntheticSet.load(tmp_path / "set")
+    assert after.spec.zca == WHITENED.zca
+    assert torch.equal(after.spec.normalise(after.images), WHITENED.normalise(before.images))
+    card = json.loads((tmp_path / "set" / "card.json").read_text())
+    assert card["spec"]["zca"] is True
+    counted = card["files"]["images.safetensors"]["bytes"]
+    assert counted == (tmp_path / "set" / "images.safetensors").stat().st_size
+    assert counted > 4 * 64 * 64
+    assert "whitened" in (tmp_path / "set" / "README.md").read_text()
+    assert torch.equal(after.images, before.images)
+    assert after.images.dtype == torch.uint8  # pixels: anyone can look at them
+
+
 def change(index: int = 0) -> Callable[[torch.Tensor], torch.Tensor]:
     def changed(tensor: torch.Tensor) -> torch.Tensor:
         copy = tensor.clone()
@@ -82,6 +135,7 @@ def test_the_hash_sees_everything_that_a_student_sees():
     synthetic = tiny_set(views=2)
     assert synthetic.soft_labels is not None
     options, logits = synthetic.soft_labels.options, synthetic.soft_labels.logits
+    other_whitening = replace(WHITENED, zca=whitening.fit(tiny_images().images, eps=0.2))
     others = {
         "a pixel": replace(synthetic, images=change()(synthetic.images)),
         "a label": replace(synthetic, hard_labels=change()(synthetic.hard_labels)),
@@ -91,6 +145,8 @@ def test_the_hash_sees_everything_that_a_student_sees():
         "the views": relabelled(synthetic, options=replace(options, shift=2)),
         "the mean": replace(synthetic, spec=replace(synthetic.spec, mean=(0.41,))),
         "a class name": replace(synthetic, spec=replace(synthetic.spec, class_names=tuple("abd"))),
+        "a whitening": replace(synthetic, spec=WHITENED),
+        "another whitening": replace(synthetic, spec=other_whitening),
         "no soft labels": replace(synthetic, soft_labels=None),
         "a type": replace(synthetic, hard_labels=synthetic.hard_labels.int()),
     }
@@ -174,6 +230,71 @@ def test_every_damage_is_a_set_error(tmp_path: Path, damage: Callable[[Path], ob
     with pytest.raises(SetError) as raised:
         SyntheticSet.load(folder)
     assert str(folder) in str(raised.value)
+
+
+def rewrite_tensors(folder: Path, **tensors: torch.Tensor | None) -> None:
+    """Change tensors of a set, and let its card vouch for the file; None: leave one out."""
+    path = folder / "images.safetensors"
+    held = {**load_file(path), **tensors}
+    save_file({name: tensor for name, tensor in held.items() if tensor is not None}, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    edit_card(folder, files=lambda files: files["images.safetensors"].update(sha256=digest))
+
+
+WHITENING_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no matrix": (lambda f: rewrite_tensors(f, zca_matrix=None), "zca_matrix is missing"),
+    "no whitening": (
+        lambda f: rewrite_tensors(f, zca_mean=None, zca_matrix=None),
+        "zca_mean and zca_matrix are missing; accepted: ",
+    ),
+    "no whitening and a spec that knows of none": (
+        lambda f: (
+            rewrite_tensors(f, zca_mean=None, zca_matrix=None),
+            edit_card(f, spec=lambda spec: spec.pop("zca"), sha256=tiny_set().sha256),
+        ),
+        r"its recipe says data\.zca: true.*accepted: ",
+    ),
+    "a spec that knows of none": (
+        lambda f: edit_card(f, spec=lambda spec: spec.pop("zca")),
+        "its card says",
+    ),
+    "the whitening of other images": (
+        lambda f: rewrite_tensors(f, zca_mean=torch.zeros(48), zca_matrix=torch.eye(48)),
+        "whitening is of 48 numbers; accepted: 64, for images of 1 x 8 x 8",
+    ),
+    "a matrix of another size": (
+        lambda f: rewrite_tensors(f, zca_matrix=torch.eye(63)),
+        r"matrix is torch\.float32 \(63, 63\); accepted: torch\.float32 \(64, 64\)",
+    ),
+    "another matrix": (lambda f: rewrite_tensors(f, zca_matrix=torch.eye(64)), "its card says"),
+    "half precision": (
+        lambda f: rewrite_tensors(f, zca_mean=torch.zeros(64).half()),
+        "mean is torch.float16",
+    ),
+    "a value that is not finite": (
+        lambda f: rewrite_tensors(f, zca_mean=torch.full((64,), float("inf"))),
+        "mean holds values that are not finite",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "says"), WHITENING_DAMAGE.values(), ids=WHITENING_DAMAGE)
+def test_a_set_without_the_whitening_of_its_recipe_is_refused(
+    tmp_path: Path, damage: Callable[[Path], object], says: str
+):
+    folder = tmp_path / "set"
+    tiny_set(spec=WHITENED).with_card(recipe={"data": {"zca": True}}).save(folder)
+    SyntheticSet.load(folder)
+    damage(folder)
+    with pytest.raises(SetError, match=says) as raised:
+        SyntheticSet.load(folder)
+    assert str(folder) in str(raised.value)
+
+
+@pytest.mark.parametrize("recipe", [None, [], {"data": None}, {"data": {"zca": False}}])
+def test_a_recipe_that_speaks_of_no_whitening_is_no_matter(tmp_path: Path, recipe: object):
+    tiny_set().with_card(recipe=recipe).save(tmp_path / "set")
+    assert SyntheticSet.load(tmp_path / "set").spec.zca is None
 
 
 def test_an_edited_file_with_an_edited_checksum_is_still_found(tmp_path: Path):

@@ -6,16 +6,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fakes import tiny_config, tiny_spec, tiny_teacher
+from fakes import tiny_config, tiny_images, tiny_spec, tiny_teacher
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 
-from fedistill import wire
+from fedistill import whitening, wire
 from fedistill.errors import WireError
 from fedistill.shares import Share
 from fedistill.wire import Description, DistillRequest
 
 SPEC = tiny_spec()
+WHITENED = replace(SPEC, zca=whitening.fit(tiny_images().images))
 CONFIG = tiny_config()
 REQUEST = DistillRequest(config=CONFIG, spec=SPEC, partition_id=3, counts=[2, 0, 1])
 TEACHER = {name: tensor.clone() for name, tensor in tiny_teacher().state_dict().items()}
@@ -63,7 +64,7 @@ def test_several_teachers_keep_their_order():
 
 
 def test_a_request_arrives_whole():
-    request = replace(REQUEST, attempt=2, teachers=(TEACHER,))
+    request = replace(REQUEST, attempt=2, made=(1, 0, 4), teachers=(TEACHER,))
     arrived = wire.decode_distill_request(sent(wire.encode_distill_request(request)))
     assert replace(arrived, teachers=()) == replace(request, teachers=())
     assert all(torch.equal(arrived.teachers[0][name], TEACHER[name]) for name in TEACHER)
@@ -74,6 +75,52 @@ def test_a_describe_request_and_its_answer_arrive_whole():
     assert wire.decode_describe_request(request) == (CONFIG, SPEC, 4)
     description = Description(4, [3, 0, 9], {"torch": "2.11", "gpu": ""})
     assert wire.decode_description(sent(wire.encode_description(description)), 3) == description
+
+
+def test_a_whitening_arrives_with_the_request_for_images_alone():
+    request = replace(REQUEST, spec=WHITENED)
+    content = wire.encode_distill_request(request)
+    assert wire.decode_distill_request(sent(content)) == request
+    assert wire.size(content) > wire.size(wire.encode_distill_request(REQUEST)) + 4 * 64 * 64
+    description = sent(wire.encode_describe_request(CONFIG, WHITENED, 4))
+    assert wire.decode_describe_request(description) == (CONFIG, SPEC, 4)
+    assert not description.array_records
+
+
+def put_whitening(**arrays: np.ndarray) -> Callable[[RecordDict], None]:
+    return lambda content: content.array_records["spec"].update(
+        {name: Array(array) for name, array in arrays.items()}
+    )
+
+
+WHITENING: dict[str, tuple[Callable[[RecordDict], object], str]] = {
+    "none": (lambda content: content.pop("spec"), "zca_mean and zca_matrix are missing"),
+    "no matrix": (lambda content: content["spec"].pop("zca_matrix"), "zca_matrix is missing"),
+    "not an array": (lambda content: spoil(content, "spec", "zca_mean"), "zca_mean.*cannot"),
+    "of other images": (
+        put_whitening(zca_mean=np.zeros(4, np.float32), zca_matrix=np.eye(4, dtype=np.float32)),
+        "of 4 numbers; accepted: 64",
+    ),
+    "of another type": (put_whitening(zca_matrix=np.eye(64)), "accepted: torch.float32"),
+    "of another shape": (put_whitening(zca_matrix=np.eye(8, 64, dtype=np.float32)), "8, 64"),
+    "not finite": (put_whitening(zca_mean=np.full(64, np.nan, np.float32)), "not finite"),
+}
+
+
+@pytest.mark.parametrize(("change", "says"), WHITENING.values(), ids=WHITENING)
+def test_a_malformed_whitening_is_a_wire_error(change: Callable[[RecordDict], object], says: str):
+    content = wire.encode_distill_request(replace(REQUEST, spec=WHITENED))
+    change(content)
+    with pytest.raises(WireError, match=says):
+        wire.decode_distill_request(sent(content))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "3", "{}", '{"colour": 1}'])
+def test_a_malformed_spec_is_a_wire_error(text: str):
+    content = wire.encode_distill_request(REQUEST)
+    content.config_records["request"]["spec-json"] = text
+    with pytest.raises(WireError, match="spec"):
+        wire.decode_distill_request(content)
 
 
 def test_the_size_is_that_of_the_bytes_sent():
