@@ -3,60 +3,82 @@
 With soft labels random real images come close to distilled ones (DD-Ranking, 2025), so a
 number without them says little.
 
-    random       as many random real images, drawn from the same clients, labelled the same way
+    random       as many real images of the same clients, labelled the same way: for each student
+                 other ones
+    herding      the same, chosen by the distiller of that name, once for all students
+    k_center     the same
     hard_label   the distilled images with their hard labels alone
     ensemble     the mean answer of all teachers: no set, N models
     full_data    the students' network trained on all real data: the upper line
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from fedistill.config import ModelConfig, TeacherConfig
-from fedistill.images import DataSpec, ImageSet
-from fedistill.seeding import generator
+from fedistill import registry, slots
+from fedistill.distillers.base import Distiller, Task
+from fedistill.seeding import derive_seed
 from fedistill.sets import SyntheticSet
+from fedistill.shares import Share, integrate
 from fedistill.slots import Plan
-from fedistill.student import Curve, Score
-from fedistill.teacher import squeeze
-from fedistill.training import accuracy, top1
+from fedistill.student import Score
+from fedistill.training import top1
 
 
-def random_set(
-    train: ImageSet, shards: Mapping[int, Tensor], plan: Plan, spec: DataSpec, seed: int
-) -> SyntheticSet:
-    """Draw random real images in place of each client's synthetic ones.
+def coreset_plan(name: str, tasks: Sequence[Task], wanted: Sequence[int]) -> Plan:
+    """Deal real images to the clients as the slots of a distilled set are dealt.
 
     Args:
-        train: the training split.
-        shards: indices into it of each partition id.
+        name: of the distiller that chooses.
+        tasks: one for each client.
+        wanted: images of each class, in all.
+
+    Raises:
+        LookupError: as for `slots.allocate`: the clients hold too few images of a class.
+    """
+    histograms = {task.partition_id: task.shard.histogram(len(wanted)) for task in tasks}
+    return slots.allocate(histograms, wanted, _part(name).real_images_per_image)
+
+
+def coreset(name: str, tasks: Sequence[Task], plan: Plan, number: int = 0) -> SyntheticSet:
+    """Let each client choose real images in place of synthetic ones.
+
+    Args:
+        name: of the distiller that chooses.
+        tasks: one for each client; their counts do not matter.
         plan: for each partition id, how many images of each class.
-        spec: of the data set.
-        seed: decides which images.
+        number: of the student that the set is for; enters the seed.
 
     Returns:
-        A set ordered like an integrated one. A client with fewer images of a class than the
-        plan asks for repeats them.
+        A set without soft labels, ordered like a distilled one.
     """
-    chosen, clients = [], []
-    for label in range(spec.num_classes):
-        for client, counts in sorted(plan.items()):
-            mine = shards[client][train.labels[shards[client]] == label]
-            stream = generator(seed, "random", client, label)
-            order = mine[torch.randperm(len(mine), generator=stream)]
-            repeats = -(-counts[label] // max(1, len(order)))
-            chosen.append(order.repeat(repeats)[: counts[label]])
-            clients += [client] * counts[label]
-    index = torch.cat(chosen)
-    return SyntheticSet(
-        spec=spec,
-        images=train.images[index],
-        hard_labels=train.labels[index],
-        clients=torch.tensor(clients),
-    )
+    asked = [
+        replace(
+            task,
+            counts=plan[task.partition_id],
+            seed=derive_seed(task.seed, "coreset", number),
+        )
+        for task in tasks
+    ]
+    shares = [
+        Share(
+            partition_id=task.partition_id,
+            images=_part(name).distill(task).images,
+            counts=tuple(task.counts),
+            seconds={},
+        )
+        for task in asked
+    ]
+    return integrate(shares, plan, tasks[0].spec)
+
+
+def _part(name: str) -> Distiller:
+    part = registry.build("distillers", name, {})
+    assert isinstance(part, Distiller)
+    return part
 
 
 def hard_label_set(synthetic: SyntheticSet) -> SyntheticSet:
@@ -73,31 +95,3 @@ def ensemble(answers: Sequence[Tensor], labels: Tensor) -> Score:
     """
     probabilities = torch.stack([logits.softmax(1) for logits in answers])
     return Score([top1(probabilities.mean(0), labels)], [])
-
-
-def full_data(
-    train: ImageSet,
-    test: ImageSet,
-    spec: DataSpec,
-    model: ModelConfig,
-    config: TeacherConfig,
-    *,
-    seed: int,
-    number: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    report: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[float, Curve]:
-    """Train one network on the whole training split, with the teachers' recipe, and test it."""
-    network, curve = squeeze(
-        train,
-        spec,
-        model,
-        config,
-        seed=seed,
-        path=("full data", number),
-        device=device,
-        dtype=dtype,
-        report=lambda done, total, loss: report(done, total),
-    )
-    return accuracy(network, test, spec, dtype), curve

@@ -1,25 +1,33 @@
 """How fast every stage is here, and how much of what the machine can do it uses.
 
-Each stage runs its own code on random images of MNIST's shape with the quickstart's ConvNet.
-Floating-point operations are counted by torch on one step; the peak is the best matrix product
-measured in the same precision with the same number of threads, in the same process.
+Each stage runs its own code on random images of MNIST's shape with the quickstart's ConvNet; every
+distiller is a stage, with its default options and few iterations. Floating-point operations of
+convolutions and matrix products are counted with torch's formulas; the peak is the best matrix
+product measured in the same precision with the same number of threads, in the same process.
+
+What an image costs is counted, not timed: the passes of images through the teacher's first
+convolution, without and with a gradient, and all operations. They are counted for one iteration
+and for two, and continued in a straight line to the method's own number.
 """
 
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
-from fedistill import protocols, results
+from fedistill import protocols, registry, results
 from fedistill.client import set_threads
 from fedistill.config import ModelConfig, RelabelConfig, StudentConfig, TeacherConfig
-from fedistill.distillers.base import Task
-from fedistill.distillers.sre2l import SRe2L
+from fedistill.distillers.base import Distiller, Task
 from fedistill.images import DataSpec, ImageSet
 from fedistill.models import build
 from fedistill.relabel import relabel, view_options
@@ -30,6 +38,10 @@ from fedistill.teacher import freeze, squeeze
 from fedistill.training import device_for, resolve_precision
 
 _REPEATS = 5
+_VIEWS = 10
+_LIMIT_S = 2.0  # a stage is not repeated for longer than this
+_RUN_S = 0.3  # as many iterations of a distiller as fit, at most _STEPS
+_STEPS = 20
 _SPEC = DataSpec(
     name="benchmark",
     class_names=tuple("0123456789"),
@@ -42,45 +54,70 @@ _SPEC = DataSpec(
 _MODEL = ModelConfig(name="convnet", width=32)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Stage:
+    """One thing to measure.
+
+    Attributes:
+        name: for the table.
+        unit: of the work.
+        count: units in one call.
+        work: the call.
+        cost: of an image, where the stage makes images.
+    """
+
+    name: str
+    unit: str
+    count: int
+    work: Callable[[], object]
+    cost: dict[str, float] | None = None
+
+
 def measure() -> dict[str, Any]:
-    """Measure all stages; medians of five runs after a warm-up.
+    """Measure all stages; medians of up to five runs after a warm-up.
 
     Returns:
-        Peak and, for each stage, work per second, GFLOP/s and the share of the peak.
+        Peak and, for each stage, work per second, GFLOP/s, the share of the peak and, for a
+        distiller, what an image costs.
     """
     set_threads(1)
     device = device_for(1.0)
     dtype = resolve_precision("auto", device)
     peaks = {kind: _peak(device, kind) for kind in {dtype, torch.float32}}
     stages = {}
-    for name, unit, count, kind, work in _stages(device, dtype):
-        with FlopCounterMode(display=False) as counter:
-            work()
-        seconds = _median_seconds(work, device)
-        gflops = counter.get_total_flops() / seconds / 1e9
-        stages[name] = {
-            "unit": unit,
-            "per_second": count / seconds,
-            "gflops": gflops,
-            "precision": str(kind).removeprefix("torch."),
-            "share_of_peak": gflops / peaks[kind],
+    for stage in _stages(device, dtype):
+        with _Operations() as operations:
+            stage.work()
+        seconds = _median_seconds(stage.work, device)
+        gflop = {kind: count / 1e9 for kind, count in operations.by_dtype.items()}
+        for kind in gflop.keys() - peaks.keys():
+            peaks[kind] = _peak(device, kind)
+        stages[stage.name] = {
+            "unit": stage.unit,
+            "per_second": stage.count / seconds,
+            "gflops": sum(gflop.values()) / seconds,
+            "precision": _name(max(gflop, key=gflop.__getitem__, default=torch.float32)),
+            "share_of_peak": sum(it / peaks[kind] for kind, it in gflop.items()) / seconds,
+            "cost": stage.cost,
         }
     return {
         "hardware": results.hardware(),
         "threads": torch.get_num_threads(),
-        "precision": str(dtype).removeprefix("torch."),
+        "precision": _name(dtype),
         "peak_gflops": peaks[dtype],
-        "peaks_gflops": {str(k).removeprefix("torch."): value for k, value in peaks.items()},
+        "peaks_gflops": {_name(kind): value for kind, value in peaks.items()},
         "stages": stages,
     }
 
 
-def _stages(
-    device: torch.device, dtype: torch.dtype
-) -> list[tuple[str, str, int, torch.dtype, Callable[[], object]]]:
-    """Return name, unit, units of work in one call, precision, and the call, of each stage."""
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _stages(device: torch.device, dtype: torch.dtype) -> Iterator[_Stage]:
     stream = generator(0, "benchmark")
-    images = torch.randint(0, 256, (1000, 1, 28, 28), generator=stream, dtype=torch.uint8)
+    shape = (1000, _SPEC.channels, _SPEC.size, _SPEC.size)
+    images = torch.randint(0, 256, shape, generator=stream, dtype=torch.uint8)
     real = ImageSet(images, torch.arange(1000) % 10)
     synthetic = SyntheticSet(
         spec=_SPEC,
@@ -89,62 +126,124 @@ def _stages(
         clients=torch.zeros(100),
     )
     teacher = freeze(build(_MODEL, _SPEC, 0, "benchmark").to(device))
+    student = StudentConfig(**{**protocols.student_keys("default"), "epochs": 10})
+    views = RelabelConfig(**{**protocols.view_keys("default"), "views": _VIEWS})
+    where: dict[str, Any] = {"seed": 0, "device": device, "dtype": dtype}
+    yield _Stage(
+        name="squeeze",
+        unit="real images",
+        count=1000,
+        work=lambda: squeeze(real, _SPEC, _MODEL, TeacherConfig(epochs=1), **where),
+    )
     task = Task(
         counts=[2] * 10,
-        shard=real,
+        shard=real.select(torch.arange(500)),
         teachers=[teacher],
         models=[_MODEL],
         spec=_SPEC,
-        seed=0,
         partition_id=0,
-        device=device,
-        dtype=dtype,
+        **where,
     )
-    student = replace(StudentConfig(), **protocols.student_keys("default"))
-    views = replace(RelabelConfig(views=10), **protocols.view_keys("default"))
-    labelled = relabel(synthetic, {0: teacher}, views, seed=0, device=device, dtype=dtype)
-    steps = 20
-    return [
-        (
-            "squeeze",
-            "real images",
-            1000,
-            dtype,
-            lambda: squeeze(
-                real, _SPEC, _MODEL, TeacherConfig(epochs=1), seed=0, device=device, dtype=dtype
-            ),
+    for name in registry.names("distillers"):
+        yield _distiller_stage(name, registry.load("distillers", name)(), task)
+    yield _Stage(
+        name="relabel",
+        unit="views",
+        count=100 * _VIEWS,
+        work=lambda: relabel(synthetic, {0: teacher}, views, **where),
+    )
+    labelled = relabel(synthetic, {0: teacher}, views, **where)
+    yield _Stage(
+        name="student",
+        unit="views",
+        count=1000,
+        work=lambda: train(
+            labelled, _MODEL, student, view_options(views, _SPEC), number=0, **where
         ),
-        (
-            "recover",
-            "images x steps",
-            20 * steps,
-            torch.float32,
-            lambda: SRe2L(iterations=steps).distill(task),
-        ),
-        (
-            "relabel",
-            "views",
-            100 * views.views,
-            dtype,
-            lambda: relabel(synthetic, {0: teacher}, views, seed=0, device=device, dtype=dtype),
-        ),
-        (
-            "student",
-            "views",
-            1000,
-            dtype,
-            lambda: train(
-                labelled,
-                _MODEL,
-                replace(student, epochs=10),
-                view_options(views, _SPEC),
-                seed=0,
-                number=0,
-                device=device,
-                dtype=dtype,
-            ),
-        ),
-    ]
+    )
+
+
+def _distiller_stage(name: str, part: Distiller, task: Task) -> _Stage:
+    unit, count, cost = "images", sum(task.counts), _cost(part, task)
+    if _iterations(part):
+        started = time.perf_counter()
+        _short(part, 1).distill(task)
+        steps = max(1, min(_STEPS, int(_RUN_S / (time.perf_counter() - started))))
+        unit, count, part = "images x steps", count * steps, _short(part, steps)
+    return _Stage(
+        name=f"recover/{name}",
+        unit=unit,
+        count=count,
+        work=partial(part.distill, task),
+        cost=cost,
+    )
+
+
+def _iterations(part: Distiller) -> int | None:
+    """Return how often a method steps, if it does: the option of that name."""
+    found: int | None = getattr(part, "iterations", None)
+    return found
+
+
+def _short(part: Distiller, iterations: int) -> Distiller:
+    """Return the same method with another number of steps."""
+    return replace(part, iterations=iterations)  # type: ignore[type-var]
+
+
+def _cost(part: Distiller, task: Task) -> dict[str, float]:
+    """Count what an image costs with the method's own number of iterations.
+
+    Returns:
+        For each image, `forward` passes, `forward_backward` passes and `gflop` in all.
+    """
+    wanted = _iterations(part)
+    found: list[dict[str, float]] = []
+    for steps in (1, 2):
+        with _passes(task.teachers[0]) as passes, _Operations() as operations:
+            (_short(part, steps) if wanted else part).distill(task)
+        found.append({**passes, "gflop": operations.by_dtype.total() / 1e9})
+    one, two = found
+    further = wanted - 1 if wanted else 0
+    images = sum(task.counts)
+    return {key: (one[key] + (two[key] - one[key]) * further) / images for key in one}
+
+
+@contextmanager
+def _passes(network: nn.Module) -> Iterator[dict[str, int]]:
+    """Count images at the first convolution: a pass that ends early, at some layer, counts too."""
+    found = {"forward": 0, "forward_backward": 0}
+
+    def note(layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+        found["forward_backward" if out.requires_grad else "forward"] += len(out)
+
+    first = next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
+    hook = first.register_forward_hook(note)
+    try:
+        yield found
+    finally:
+        hook.remove()
+
+
+class _Operations(TorchDispatchMode):
+    """Counts floating-point operations by precision.
+
+    torch's own `FlopCounterMode` also follows modules with hooks that refuse some calls of
+    `autograd.grad`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.by_dtype: Counter[torch.dtype] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        options = kwargs or {}
+        out = func(*args, **options)
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            self.by_dtype[args[0].dtype] += formula(*args, **options, out_val=out)
+        return out
 
 
 def _peak(device: torch.device, dtype: torch.dtype) -> float:
@@ -159,8 +258,8 @@ def _peak(device: torch.device, dtype: torch.dtype) -> float:
 
 def _median_seconds(work: Callable[[], object], device: torch.device) -> float:
     work()
-    found = []
-    for _ in range(_REPEATS):
+    found: list[float] = []
+    while not found or (len(found) < _REPEATS and sum(found) < _LIMIT_S):
         started = time.perf_counter()
         work()
         if device.type == "cuda":

@@ -55,10 +55,10 @@ def train(
         path = Path(scratch) / "progress.jsonl"
         progress = Progress("students", path)
         with ProgressDisplay(path):
-            found = evaluator.score(
-                synthetic, {}, None, lambda done, total: progress.report("evaluate", done, total)
+            return evaluator.score(
+                evaluator.students(synthetic),
+                lambda done, total: progress.report("evaluate", done, total),
             )
-    return dict(found.students)
 
 
 def _config(

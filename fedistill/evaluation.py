@@ -1,25 +1,34 @@
 """What a set is worth: students and baselines under one protocol, all seeds side by side."""
 
+import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from fedistill import baselines, student
-from fedistill.config import Config, ModelConfig
+from fedistill import baselines, protocols, student
+from fedistill.config import Config, ModelConfig, RelabelConfig
+from fedistill.distillers.base import Task
 from fedistill.images import DataSpec, ImageSet
+from fedistill.ranking import Ranking
 from fedistill.relabel import view_options
 from fedistill.sets import SyntheticSet
 from fedistill.slots import Plan
 from fedistill.student import Curve, Score
-from fedistill.training import logits_of, side_by_side
+from fedistill.teacher import Committee, squeeze
+from fedistill.training import accuracy, logits_of, side_by_side
 
 Report = Callable[[int, int], None]
-Job = Callable[[Report], tuple[float, Curve]]
+Refine = Callable[[SyntheticSet, RelabelConfig], SyntheticSet]
+Row = Callable[[int, Report], tuple[float, Curve]]  # trains and tests the student of a number
+Source = Callable[[int], SyntheticSet]  # the set that the student of a number learns from
+K = TypeVar("K")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,23 +37,27 @@ class Scores:
 
     Attributes:
         students: by name of the model.
-        baselines: by name; `hard_label` and `random` train the first student model.
+        baselines: by name; those that train students train the first student model.
+        ranking: DD-Ranking's scores, where they are asked for.
     """
 
     students: Mapping[str, Score]
     baselines: Mapping[str, Score] = field(default_factory=dict)
+    ranking: Ranking | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return what result.json holds."""
+        ranking = {} if self.ranking is None else {"ranking": self.ranking.as_dict()}
         return {
             "students": {name: score.as_dict() for name, score in self.students.items()},
             "baselines": {name: score.as_dict() for name, score in self.baselines.items()},
+            **ranking,
         }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluator:
-    """Everything that scoring a set needs beside the set.
+    """Trains students and tests them.
 
     Attributes:
         config: of the experiment.
@@ -66,49 +79,70 @@ class Evaluator:
         jobs = [partial(logits_of, net, images, self.spec, self.dtype) for net in teachers]
         return side_by_side(jobs, self.device)
 
-    def score(
-        self,
-        synthetic: SyntheticSet,
-        rivals: Mapping[str, SyntheticSet],
-        train: ImageSet | None,
-        report: Report = lambda done, total: None,
-    ) -> Scores:
-        """Train and test students of every model on a set, and the baselines.
-
-        Args:
-            synthetic: the set, with soft labels.
-            rivals: by name of the baseline, other sets for the same students.
-            train: all real data, for the baseline `full_data`; None: not wanted.
-            report: called with epochs done and epochs in all.
-        """
-        first, *_ = self.config.student.networks
-        rows: dict[tuple[str, str], list[Job]] = {}
-        if train is not None:
-            rows["baselines", "full_data"] = self._seeds(partial(self._full_data, train, first))
-        for name, model in self._named_models():
-            rows["students", name] = self._seeds(partial(self._student, synthetic, model))
-        for name, rival in rivals.items():
-            rows["baselines", name] = self._seeds(partial(self._student, rival, first))
-        jobs = [job for row in rows.values() for job in row]
-        results = iter(self._run(jobs, report))
-        found: dict[str, dict[str, Score]] = {"students": {}, "baselines": {}}
-        for (kind, name), row in rows.items():
-            outcomes = [next(results) for _ in row]
-            found[kind][name] = Score([top1 for top1, _ in outcomes], [c for _, c in outcomes])
-        return Scores(found["students"], found["baselines"])
-
-    def _named_models(self) -> list[tuple[str, ModelConfig]]:
-        """Name the student models; of two with one name the second is `name-2`."""
+    def students(self, synthetic: SyntheticSet) -> dict[str, Row]:
+        """Return the rows of students of every model; of two with one name one is `name-2`."""
         named: dict[str, ModelConfig] = {}
         for model in self.config.student.networks:
             taken = sum(other.name == model.name for other in named.values())
             named[f"{model.name}-{taken + 1}" if taken else model.name] = model
-        return list(named.items())
+        return {
+            name: partial(self.student, _always(synthetic), model) for name, model in named.items()
+        }
 
-    def _seeds(self, train_and_test: Callable[[int, Report], tuple[float, Curve]]) -> list[Job]:
-        return [partial(train_and_test, number) for number in range(self.config.student.seeds)]
+    def student(
+        self, source: Source, model: ModelConfig, number: int, report: Report
+    ) -> tuple[float, Curve]:
+        """Train one student on a set and test it."""
+        network, curve = student.train(
+            source(number),
+            model,
+            self.config.student,
+            view_options(self.config.relabel, self.spec),
+            seed=self.config.seed,
+            number=number,
+            device=self.device,
+            dtype=self.dtype,
+            report=report,
+        )
+        return accuracy(network, self.test, self.spec, self.dtype), curve
 
-    def _run(self, jobs: Sequence[Job], report: Report) -> list[tuple[float, Curve]]:
+    def full_data(
+        self, train: ImageSet, model: ModelConfig, number: int, report: Report
+    ) -> tuple[float, Curve]:
+        """Train one network on the whole training split, with the teachers' recipe, and test it."""
+        network, curve = squeeze(
+            train,
+            self.spec,
+            model,
+            self.config.teacher,
+            seed=self.config.seed,
+            path=("full data", number),
+            device=self.device,
+            dtype=self.dtype,
+            report=lambda done, total, loss: report(done, total),
+        )
+        return accuracy(network, self.test, self.spec, self.dtype), curve
+
+    def score(
+        self, rows: Mapping[K, Row], report: Report = lambda done, total: None
+    ) -> dict[K, Score]:
+        """Train and test every row with every seed.
+
+        Args:
+            rows: by any name.
+            report: called with epochs done and epochs in all.
+        """
+        numbers = range(self.config.student.seeds)
+        found = iter(self._run([partial(row, n) for row in rows.values() for n in numbers], report))
+        scores = {}
+        for name in rows:
+            outcomes = [next(found) for _ in numbers]
+            scores[name] = Score([top1 for top1, _ in outcomes], [curve for _, curve in outcomes])
+        return scores
+
+    def _run(
+        self, jobs: Sequence[Callable[[Report], tuple[float, Curve]]], report: Report
+    ) -> list[tuple[float, Curve]]:
         """Run the jobs, adding up their progress."""
         done = [0.0] * len(jobs)
         lock = threading.Lock()
@@ -120,106 +154,142 @@ class Evaluator:
 
         ready = [partial(job, partial(tell, number)) for number, job in enumerate(jobs)]
         # Larger networks fill all cores by themselves, and may draw from the global generator.
-        if all(model.name == "convnet" for _, model in self._named_models()):
+        if all(model.name == "convnet" for model in self.config.student.networks):
             return side_by_side(ready, self.device)
         return [job() for job in ready]
-
-    def _student(
-        self, synthetic: SyntheticSet, model: ModelConfig, number: int, report: Report
-    ) -> tuple[float, Curve]:
-        return student.train_and_test(
-            synthetic,
-            self.test,
-            model,
-            self.config.student,
-            view_options(self.config.relabel, self.spec),
-            seed=self.config.seed,
-            number=number,
-            device=self.device,
-            dtype=self.dtype,
-            report=report,
-        )
-
-    def _full_data(
-        self, train: ImageSet, model: ModelConfig, number: int, report: Report
-    ) -> tuple[float, Curve]:
-        return baselines.full_data(
-            train,
-            self.test,
-            self.spec,
-            model,
-            self.config.teacher,
-            seed=self.config.seed,
-            number=number,
-            device=self.device,
-            dtype=self.dtype,
-            report=report,
-        )
 
 
 def score_all(
     evaluator: Evaluator,
     sets: Mapping[int, SyntheticSet],
-    plans: Mapping[int, Plan],
-    answers: Sequence[Tensor],
     train: ImageSet,
     shards: Sequence[Tensor],
-    refine: Callable[[SyntheticSet], SyntheticSet],
+    teachers: Mapping[int, nn.Module],
+    answers: Sequence[Tensor],
+    refine: Refine,
     report: Report = lambda done, total: None,
 ) -> Iterator[tuple[int, Scores]]:
-    """Score the set of each IPC, with the baselines of the config beside it.
+    """Score the set of each IPC, with the rows beside it that the config asks for.
 
     What is the same for every set, the ensemble and the training on all data, is done once.
 
     Args:
         evaluator: trains and tests.
         sets: by IPC, with soft labels.
-        plans: by IPC, who made what.
-        answers: of all clients' teachers to the test split, for the baseline `ensemble`.
         train: the training split.
         shards: indices into it of each partition id.
-        refine: labels a set in the way the distilled ones were labelled.
+        teachers: of the clients that took part, by partition id, each as one network.
+        answers: of these teachers to the test split, for the baseline `ensemble`.
+        refine: labels a set with such views as a config says, as the distilled ones were labelled.
         report: called with epochs done and epochs in all of one set.
     """
-    wanted = evaluator.config.baselines
+    config = evaluator.config
+    first, *_ = config.student.networks
+    wanted: set[str] = {*config.baselines}
+    if config.student.ranking:
+        wanted |= {field.name for field in fields(Ranking)}
+    tasks = _tasks(evaluator, train, shards, teachers) if config.coresets else []
     once = {}
     if "ensemble" in wanted:
         once["ensemble"] = baselines.ensemble(answers, evaluator.test.labels)
-    full_data = train if "full_data" in wanted else None
     for ipc, synthetic in sets.items():
-        sets_beside = rivals(evaluator.config, synthetic, train, shards, plans[ipc], refine)
-        found = evaluator.score(synthetic, sets_beside, full_data, report)
-        if full_data is not None:
-            once["full_data"] = found.baselines["full_data"]
-            full_data = None
-        rows = {**found.baselines, **once}
-        yield ipc, Scores(found.students, {name: rows[name] for name in wanted})
+        rows: dict[tuple[str, str], Row] = {}
+        if "full_data" in wanted - once.keys():
+            rows["beside", "full_data"] = partial(evaluator.full_data, train, first)
+        for name, row in evaluator.students(synthetic).items():
+            rows["students", name] = row
+        for name, source in _sources(config, synthetic, wanted, tasks, refine).items():
+            rows["beside", name] = partial(evaluator.student, source, first)
+        found = evaluator.score(rows, report)
+        students = {name: score for (kind, name), score in found.items() if kind == "students"}
+        others = {name: score for (kind, name), score in found.items() if kind == "beside"}
+        if "full_data" in others:
+            once["full_data"] = others["full_data"]
+        others |= once
+        chosen: dict[str, Score] = {n: others[n] for n in config.baselines if n in others}
+        yield ipc, Scores(students, chosen, _ranking(config, students, others))
 
 
-def rivals(
-    config: Config,
-    synthetic: SyntheticSet,
+def _ranking(
+    config: Config, students: Mapping[str, Score], others: Mapping[str, Score]
+) -> Ranking | None:
+    if not config.student.ranking or "random" not in others:
+        return None
+    distilled, *_ = students.values()
+    rows = {"distilled": distilled, **others}
+    return Ranking(**{field.name: rows[field.name] for field in fields(Ranking)})
+
+
+def _tasks(
+    evaluator: Evaluator,
     train: ImageSet,
     shards: Sequence[Tensor],
-    plan: Plan,
-    refine: Callable[[SyntheticSet], SyntheticSet],
-) -> dict[str, SyntheticSet]:
-    """Make the sets of the baselines that train students.
-
-    Args:
-        config: names the baselines.
-        synthetic: the distilled set.
-        train: the training split.
-        shards: indices into it of each partition id.
-        plan: who made what.
-        refine: labels a set in the way the distilled one was labelled.
-    """
-    found = {}
-    if "random" in config.baselines:
-        drawn = baselines.random_set(
-            train, dict(enumerate(shards)), plan, synthetic.spec, config.seed
+    teachers: Mapping[int, nn.Module],
+) -> list[Task]:
+    """Return what each client would be asked with, before it is known for which images."""
+    spec = evaluator.spec
+    return [
+        Task(
+            counts=[0] * spec.num_classes,
+            shard=train.select(shards[client]),
+            teachers=[*net.members] if isinstance(net, Committee) else [net],
+            models=evaluator.config.teachers_of(client),
+            spec=spec,
+            seed=evaluator.config.seed,
+            partition_id=client,
+            device=evaluator.device,
+            dtype=evaluator.dtype,
         )
-        found["random"] = refine(drawn)
-    if "hard_label" in config.baselines:
-        found["hard_label"] = baselines.hard_label_set(synthetic)
+        for client, net in teachers.items()
+    ]
+
+
+def _sources(
+    config: Config,
+    synthetic: SyntheticSet,
+    wanted: Collection[str],
+    tasks: Sequence[Task],
+    refine: Refine,
+) -> dict[str, Source]:
+    """Return the sets beside a distilled one that students are trained on, by name of the row."""
+    plain = replace(config.relabel, **protocols.PLAIN_VIEWS)
+    found: dict[str, Source] = {}
+    if "hard_label" in wanted:
+        found["hard_label"] = _always(baselines.hard_label_set(synthetic))
+    if "distilled_plain" in wanted:
+        found["distilled_plain"] = _always(refine(synthetic, plain))
+    counts = synthetic.as_image_set().histogram(synthetic.spec.num_classes)
+    for name in config.coresets:
+        try:
+            plan = baselines.coreset_plan(name, tasks, counts)
+        except LookupError as error:
+            label, possible = error.args
+            _log.warning(
+                "the row '%s' is left out: the set has %s images of class '%s', and the clients "
+                "hold %s real ones",
+                name, counts[label], synthetic.spec.class_names[label], possible,
+            )  # fmt: skip
+            continue
+        choose = partial(_labelled_coreset, name, tasks, plan, refine)
+        if name == "random":
+            found["random"] = partial(choose, config.relabel)
+            if "random_plain" in wanted:
+                found["random_plain"] = partial(choose, plain)
+        else:
+            found[name] = _always(choose(config.relabel, 0))
     return found
+
+
+def _labelled_coreset(
+    name: str,
+    tasks: Sequence[Task],
+    plan: Plan,
+    refine: Refine,
+    views: RelabelConfig,
+    number: int,
+) -> SyntheticSet:
+    return refine(baselines.coreset(name, tasks, plan, number), views)
+
+
+def _always(synthetic: SyntheticSet) -> Source:
+    return lambda number: synthetic

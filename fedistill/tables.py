@@ -13,6 +13,8 @@ from fedistill.student import Score
 
 _BASELINES = {
     "random": "random real images, same labels",
+    "herding": "real images by herding, same labels",
+    "k_center": "real images by k-center, same labels",
     "hard_label": "same images, hard labels",
     "ensemble": "teacher ensemble (no set)",
     "full_data": "all real data",
@@ -35,9 +37,15 @@ def print_result(result: Mapping[str, Any], folder: Path) -> None:
         "", "a client's own data (teachers)", "", *_numbers(Score(teachers, []).as_dict())
     )
     console.print(table)
+    if any("ranking" in found for found in result["sets"].values()):
+        console.print(_ranking(result["sets"]))
     seconds = ", ".join(f"{k} {v:.0f}" for k, v in result["seconds"].items() if v)
     up, down = (_size(result["bytes"][way]) for way in ("up", "down"))
     console.print(f"seconds: {seconds}\nbytes: {up} up, {down} down", highlight=False)
+    kept = {stage: len(found) for stage, found in result.get("from_store", {}).items() if found}
+    if kept:
+        stages = ", ".join(f"{stage} of {count} client(s)" for stage, count in kept.items())
+        console.print(f"from the store, with the seconds that making it took: {stages}")
     if result["absent_clients"]:
         console.print(f"absent clients: {result['absent_clients']}", style="yellow")
     if result.get("evaluated_on") == "validation":
@@ -49,6 +57,23 @@ def print_result(result: Mapping[str, Any], folder: Path) -> None:
         console.print(f"MLflow:  {line}", highlight=False, soft_wrap=True, markup=False)
     else:
         console.print(f"MLflow holds nothing of this run yet: fedistill track {folder}")
+
+
+def _ranking(sets: Mapping[str, Any]) -> Table:
+    """Draw DD-Ranking's scores, 0 to 1, and the differences in points that they are made of."""
+    table = Table(title="DD-Ranking", title_justify="left")
+    names = ("IPC", "label-robust score", "augmentation-robust score", "HLR", "IOR")
+    for name in names:
+        table.add_column(name, justify="right")
+    for ipc, found in sets.items():
+        if "ranking" in found:
+            scores = found["ranking"]
+            table.add_row(
+                ipc,
+                *(f"{scores[name]:.3f}" for name in ("lrs", "ars")),
+                *(f"{scores[name]:.2f}" for name in ("hlr", "ior")),
+            )
+    return table
 
 
 def print_scores(scores: Mapping[str, Score], folder: Path) -> None:
@@ -88,21 +113,27 @@ def print_set(synthetic: SyntheticSet, folder: Path) -> None:
 def print_bench(measured: Mapping[str, Any]) -> None:
     """Print the throughput of every stage."""
     table = Table(title=measured["hardware"]["cpu"], title_justify="left")
-    for name in ("stage", "what is counted", "per second", "GFLOP/s", "share of peak"):
-        table.add_column(name, justify="left" if name in ("stage", "what is counted") else "right")
+    table.add_column("stage", no_wrap=True)
+    table.add_column("per second")
+    for name in ("GFLOP/s", "of peak", "F", "F+B", "GFLOP"):
+        table.add_column(name, justify="right", no_wrap=True)
     for stage, row in measured["stages"].items():
+        cost = row["cost"] or {}
         table.add_row(
             stage,
-            row["unit"],
-            f"{row['per_second']:,.0f}",
+            f"{row['per_second']:,.0f} {row['unit']}",
             f"{row['gflops']:,.1f}",
             f"{100 * row['share_of_peak']:.0f} %",
+            *(f"{cost[name]:,.0f}" for name in ("forward", "forward_backward") if cost),
+            *([f"{cost['gflop']:,.1f}"] if cost else []),
         )
     console = Console()
     console.print(table)
     console.print(
         f"peak: {measured['peak_gflops']:,.0f} GFLOP/s, the best of matrix products in "
-        f"{measured['precision']} with {measured['threads']} threads",
+        f"{measured['precision']} with {measured['threads']} threads\nF, F+B, GFLOP: what an image "
+        "costs with the method's own iterations: passes through the teacher, forward only and "
+        "backward to the pixels too, and all operations",
         highlight=False,
     )
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from fedistill import planning, slots, wire
 from fedistill.client import restore_teachers, set_threads
-from fedistill.config import Config
+from fedistill.config import Config, RelabelConfig
 from fedistill.errors import ClientsFailed, PartitionError, WireError
 from fedistill.images import DataSpec
 from fedistill.planning import distiller_of
@@ -77,8 +77,21 @@ class FedDistill(Strategy):
         return self.exchange.failures
 
     @abstractmethod
-    def refine(self, synthetic: SyntheticSet) -> SyntheticSet:
-        """Turn the union of the shares into the set that students are trained on."""
+    def refine(
+        self,
+        synthetic: SyntheticSet,
+        views: RelabelConfig,
+        report: Callable[[int, int], None] = lambda done, total: None,
+    ) -> SyntheticSet:
+        """Turn the union of the shares into the set that students are trained on.
+
+        The evaluation calls it too, for the sets beside: real images, plain views.
+
+        Args:
+            synthetic: without soft labels.
+            views: the experiment's own `relabel`, or the same with other views.
+            report: called with views done and views in all.
+        """
 
     def start(
         self,
@@ -125,7 +138,11 @@ class FedDistill(Strategy):
         set_threads(os.cpu_count() or 1)  # clients in this process have set their own
         started = time.perf_counter()
         for ipc, plan in self.plans.items():
-            self.sets[ipc] = self.refine(integrate(list(self.shares.values()), plan, self.spec))
+            self.sets[ipc] = self.refine(
+                integrate(list(self.shares.values()), plan, self.spec),
+                self.config.relabel,
+                lambda done, total: self.report("relabel", done, total, ""),
+            )
         self.seconds["relabel"] = time.perf_counter() - started
         result.arrays = _arrays(self.sets)
         if evaluate_fn is not None:
@@ -149,6 +166,7 @@ class FedDistill(Strategy):
                 partition_id=client,
                 counts=counts,
                 attempt=server_round - 1,
+                made=self.shares[client].counts if client in self.shares else (),
                 teachers=self.shares[client].teachers if client in self.shares else (),
             )
             for client, counts in self._missing().items()
@@ -247,22 +265,15 @@ class FedDistill(Strategy):
             ClientsFailed: too few are left, or none that holds a class.
         """
         self.exchange.require_clients()
-        needed = distiller_of(self.config).real_images_per_image
         for ipc, plan in self.plans.items():
             lost = [counts for client, counts in plan.items() if client in self.failures]
             kept = {n: counts for n, counts in plan.items() if n not in self.failures}
             if not lost:
                 continue
             wanted = [sum(column) for column in zip(*lost, strict=True)]
-            left = {
-                client: [
-                    held - needed * made
-                    for held, made in zip(self.descriptions[client].histogram, counts, strict=True)
-                ]
-                for client, counts in kept.items()
-            }
+            held = {client: self.descriptions[client].histogram for client in kept}
             try:
-                more = planning.allocate(self.config, self.spec, left, wanted)
+                more = planning.allocate(self.config, self.spec, held, wanted, kept)
             except PartitionError as error:
                 raise self._short(error) from error
             self.plans[ipc] = slots.add(kept, more)

@@ -4,8 +4,10 @@ The control of Distributed Boosting (its D-SRe2L and D-APM rows): data parallel 
 without mixing labels. `relabel.name: own` chooses it.
 """
 
+from collections.abc import Callable
 from typing import ClassVar
 
+from fedistill.config import RelabelConfig
 from fedistill.relabel import relabel
 from fedistill.sets import SyntheticSet
 from strategies.base import FedDistill
@@ -20,14 +22,19 @@ class Integrate(FedDistill):
 
     labels: ClassVar[tuple[str, ...]] = ("own",)
 
-    def refine(self, synthetic: SyntheticSet) -> SyntheticSet:
+    def refine(
+        self,
+        synthetic: SyntheticSet,
+        views: RelabelConfig,
+        report: Callable[[int, int], None] = lambda done, total: None,
+    ) -> SyntheticSet:
         """Label random views of every image, as `relabel.name` says."""
         return relabel(
             synthetic,
             self.teachers,
-            self.config.relabel,
+            views,
             seed=self.config.seed,
             device=self.device,
             dtype=self.dtype,
-            report=lambda done, total: self.report("relabel", done, total, ""),
+            report=report,
         )

@@ -84,7 +84,11 @@ class Recorder:
                 run,
                 name,
                 "client",
-                {"partition_id": number, **strategy.descriptions[number].machine},
+                {
+                    "partition_id": number,
+                    "from_store": ", ".join(share.from_store),
+                    **strategy.descriptions[number].machine,
+                },
             )
             self.journal.curve("teacher/train_loss", share.teacher_curve, run)
             self.journal.curve("recover/loss", share.recover_curve, run)
@@ -113,6 +117,11 @@ class Recorder:
                 self.journal.curve(f"{prefix}/top1_seed", list(enumerate(score.top1)), run)
                 for seed, curve in enumerate(score.curves):
                     self.journal.curve(f"{prefix}/train_loss_s{seed}", curve, run)
+        if scores.ranking is not None:
+            found = scores.ranking.as_dict()
+            rows = found.pop("rows")
+            found |= {f"{name}/top1_mean": row["top1_mean"] for name, row in rows.items()}
+            self.journal.metrics({f"ranking/{name}": v for name, v in found.items()}, run=run)
         first = next(iter(scores.students.values()))
         number = self.config.partition.clients
         self.journal.metrics({"acc_mean": first.mean, "acc_std": first.std}, run=run)
@@ -171,6 +180,12 @@ class Recorder:
                 "bytes": {**total, "per_client": self._traffic(traffic)},
                 "absent_clients": sorted(strategy.failures),
                 "seconds": rounded,
+                "from_store": {
+                    stage: [
+                        n for n, it in sorted(strategy.shares.items()) if stage in it.from_store
+                    ]
+                    for stage in ("squeeze", "recover")
+                },
                 "uses_real_images": planning.distiller_of(self.config).uses_real_images,
                 "mlflow": self._mlflow(),
             },

@@ -115,10 +115,10 @@ class Experiment:
         for ipc, scores in evaluation.score_all(
             self.evaluator,
             strategy.sets,
-            strategy.plans,
-            answers,
             self.data.train,
             self.partition.indices,
+            strategy.teachers,
+            answers,
             strategy.refine,
             lambda done, total: self.progress.report("evaluate", done, total, ""),
         ):

@@ -1,6 +1,12 @@
-"""Make a network from its config: ConvNet, small-image ResNets, or any torchvision classifier."""
+"""Make a network from its config: ConvNet, Wide ResNet, or any torchvision classifier.
+
+Networks made for 224 pixels shrink an image in their first layers: of 32 pixels one would be left
+halfway through. For small images a table says which networks keep the resolution there.
+"""
 
 import inspect
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,9 +15,24 @@ from fedistill.config import ModelConfig
 from fedistill.errors import ModelError, known_names
 from fedistill.images import DataSpec
 from fedistill.models.convnet import WIDTH, ConvNet, default_depth
+from fedistill.models.wide_resnet import WideResNet
 from fedistill.seeding import global_seed
 
-_SMALL_IMAGE = 64  # up to this size a ResNet keeps its resolution in the stem (SRe2L, EDC, RDED)
+_SMALL_IMAGE = 64  # pixels: CIFAR and Tiny-ImageNet, as in SRe2L, RDED, G-VBSM and EDC
+
+# Classes of torchvision whose first convolution is made 3x3 with stride 1 for small images, and the
+# pooling after it that is taken out.
+_SMALL_STEMS: Mapping[str, str | None] = {
+    "ResNet": "maxpool",
+    "ShuffleNetV2": "maxpool",
+    "MobileNetV2": None,
+    "EfficientNet": None,
+}
+
+# Names of ours for networks of torchvision with other options.
+_VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "mobilenet_v2_half": ("mobilenet_v2", {"width_mult": 0.5}),  # a backbone of G-VBSM and EDC
+}
 
 
 def build(config: ModelConfig, spec: DataSpec, seed: int, *path: str | int) -> nn.Module:
@@ -27,7 +48,7 @@ def build(config: ModelConfig, spec: DataSpec, seed: int, *path: str | int) -> n
         ModelError: no such network, or the images are too small for it.
     """
     with global_seed(seed, *path):
-        model = _convnet(config, spec) if config.name == "convnet" else _torchvision(config, spec)
+        model = _OWN.get(config.name, _torchvision)(config, spec)
     return model.to(memory_format=torch.channels_last)
 
 
@@ -35,7 +56,7 @@ def names() -> list[str]:
     """List the networks that a config can name."""
     import torchvision
 
-    return ["convnet", *torchvision.models.list_models(module=torchvision.models)]
+    return [*_OWN, *_VARIANTS, *torchvision.models.list_models(module=torchvision.models)]
 
 
 def batch_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
@@ -75,6 +96,13 @@ def _convnet(config: ModelConfig, spec: DataSpec) -> nn.Module:
     )
 
 
+def _wide_resnet(config: ModelConfig, spec: DataSpec) -> nn.Module:
+    return WideResNet(spec.channels, spec.num_classes)
+
+
+_OWN = {"convnet": _convnet, "wide_resnet16_2": _wide_resnet}
+
+
 def _torchvision(config: ModelConfig, spec: DataSpec) -> nn.Module:
     import torchvision
 
@@ -82,22 +110,19 @@ def _torchvision(config: ModelConfig, spec: DataSpec) -> nn.Module:
         raise ModelError(
             f"model '{config.name}' does not exist; {known_names(config.name, names())}"
         )
-    builder = torchvision.models.get_model_builder(config.name)
-    options = {"weights": None, "num_classes": spec.num_classes}
-    if "aux_logits" in inspect.signature(builder).parameters or config.name in (
+    name, changes = _VARIANTS.get(config.name, (config.name, {}))
+    builder = torchvision.models.get_model_builder(name)
+    options = {"weights": None, "num_classes": spec.num_classes, **changes}
+    if "aux_logits" in inspect.signature(builder).parameters or name in (
         "googlenet",
         "inception_v3",
     ):
         options |= {"aux_logits": False, "init_weights": True}
-    if config.name.startswith("vit_"):
+    if name.startswith("vit_"):
         options["image_size"] = spec.size
     try:
         model = builder(**options)
-        if isinstance(model, torchvision.models.ResNet) and spec.size <= _SMALL_IMAGE:
-            model.conv1 = nn.Conv2d(3, model.conv1.out_channels, 3, padding=1, bias=False)
-            model.maxpool = nn.Identity()
-        if spec.channels != 3:
-            _change_first_convolution(model, spec.channels)
+        _fit_stem(model, spec)
         with torch.no_grad():
             model.eval()(torch.zeros(1, spec.channels, spec.size, spec.size))
     except (RuntimeError, ValueError, AssertionError) as error:
@@ -110,18 +135,18 @@ def _torchvision(config: ModelConfig, spec: DataSpec) -> nn.Module:
     return model
 
 
-def _change_first_convolution(model: nn.Module, channels: int) -> None:
-    """Let a network made for RGB take images with another number of channels."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d):
-            parent = model.get_submodule(name.rpartition(".")[0])
-            first = nn.Conv2d(
-                channels,
-                module.out_channels,
-                kernel_size=module.kernel_size,  # type: ignore[arg-type]
-                stride=module.stride,  # type: ignore[arg-type]
-                padding=module.padding,  # type: ignore[arg-type]
-                bias=module.bias is not None,
-            )
-            setattr(parent, name.rpartition(".")[2], first)
-            return
+def _fit_stem(model: nn.Module, spec: DataSpec) -> None:
+    """Let a network made for large RGB images take other channels, and small images whole."""
+    small = spec.size <= _SMALL_IMAGE and type(model).__name__ in _SMALL_STEMS
+    if not small and spec.channels == 3:
+        return
+    name, old = next(it for it in model.named_modules() if isinstance(it[1], nn.Conv2d))
+    assert isinstance(old, nn.Conv2d)
+    shape: dict[str, Any] = {key: getattr(old, key) for key in ("kernel_size", "stride", "padding")}
+    if small:
+        shape = {"kernel_size": 3, "stride": 1, "padding": 1}
+        pooling = _SMALL_STEMS[type(model).__name__]
+        if pooling is not None:
+            model.set_submodule(pooling, nn.Identity())
+    bias = old.bias is not None
+    model.set_submodule(name, nn.Conv2d(spec.channels, old.out_channels, bias=bias, **shape))

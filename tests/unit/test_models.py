@@ -62,30 +62,88 @@ def test_a_convnet_that_is_too_deep_is_refused():
     assert answers(deepest, tiny_spec()).shape == (2, 3)
 
 
+def map_sizes(model: nn.Module, spec: DataSpec) -> list[int]:
+    """Sizes of the feature maps on the way to the classifier, each once."""
+    seen: list[int] = []
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda _, args, maps: seen.append(maps.shape[-1]))
+    answers(model, spec)
+    return sorted({size for size in seen if size > 1}, reverse=True)
+
+
+@pytest.mark.parametrize("size", [28, 32])
+@pytest.mark.parametrize(
+    ("name", "halvings"),
+    [
+        ("resnet18", 3),  # 4 x 4 at the end, as in the CIFAR code of SRe2L and RDED
+        ("shufflenet_v2_x0_5", 3),
+        ("wide_resnet16_2", 2),
+        ("mobilenet_v2", 4),
+        ("mobilenet_v2_half", 4),
+        ("efficientnet_b0", 4),
+    ],
+)
+def test_a_network_keeps_the_resolution_of_small_images(name: str, halvings: int, size: int):
+    spec = tiny_spec(channels=3, size=size, num_classes=7)
+    model = build(ModelConfig(name=name), spec, 0)
+    assert answers(model, spec).shape == (2, 7)
+    assert map_sizes(model, spec) == [-(-size // 2**halving) for halving in range(halvings + 1)]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_a_network_for_larger_images_is_as_torchvision_made_it(name: str):
+    spec = tiny_spec(channels=3, size=65)
+    model = build(ModelConfig(name=name), spec, 0)
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    assert first.stride == (2, 2)
+    assert map_sizes(model, spec)[0] == 33
+
+
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_resnet_keeps_the_resolution_of_small_images(channels: int):
+def test_a_small_resnet_has_the_layers_of_the_literature(channels: int):
     spec = tiny_spec(channels=channels, size=32, num_classes=7)
     model = build(ModelConfig(name="resnet18"), spec, 0)
-    shapes: list[torch.Size] = []
-    model.layer1.register_forward_pre_hook(lambda _, args: shapes.append(args[0].shape))  # type: ignore[union-attr]
-    assert answers(model, spec).shape == (2, 7)
-    assert shapes == [(2, 64, 32, 32)]
     assert model.conv1.weight.shape == (64, channels, 3, 3)  # type: ignore[union-attr]
+    assert isinstance(model.maxpool, nn.Identity)
     assert len(batch_norms(model)) == 20
 
 
-def test_a_network_of_torchvision_takes_grey_images():
+def parameters_of(name: str) -> int:
+    model = build(ModelConfig(name=name), tiny_spec(channels=3, size=32, num_classes=10), 0)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_a_wide_resnet_has_as_many_weights_as_its_paper_says():
+    def group(inputs: int, width: int) -> int:
+        first = 2 * inputs + 9 * inputs * width + 2 * width + 9 * width**2 + inputs * width
+        return first + 2 * (2 * width + 9 * width**2)
+
+    head = 2 * 128 + 128 * 10 + 10
+    assert (
+        parameters_of("wide_resnet16_2")
+        == 27 * 16 + group(16, 32) + group(32, 64) + group(64, 128) + head
+    )
+    assert round(parameters_of("wide_resnet16_2") / 1e6, 1) == 0.7
+
+
+def test_the_halved_mobilenet_is_the_smaller_one():
+    assert parameters_of("mobilenet_v2_half") < 0.4 * parameters_of("mobilenet_v2")
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "wide_resnet16_2", "shufflenet_v2_x0_5"])
+def test_networks_take_grey_images(name: str):
     spec = tiny_spec(channels=1, size=32)
-    model = build(ModelConfig(name="mobilenet_v2"), spec, 0)
+    model = build(ModelConfig(name=name), spec, 0)
     assert answers(model, spec).shape == (2, 3)
     assert model.training is False
-    assert build(ModelConfig(name="mobilenet_v2"), spec, 0).training is True
+    assert build(ModelConfig(name=name), spec, 0).training is True
 
 
 def test_an_unknown_network_is_refused_with_the_nearest_name():
     with pytest.raises(ModelError, match="did you mean 'resnet18'"):
         build(ModelConfig(name="resnet_18"), tiny_spec(size=32), 0)
-    assert {"convnet", "resnet18", "mobilenet_v2"} <= set(names())
+    assert {"convnet", "resnet18", "mobilenet_v2", "wide_resnet16_2"} <= set(names())
 
 
 def test_images_too_small_for_a_network_are_refused():
