@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from fedistill.config import Protocol
 from fedistill.errors import FedistillError, UserError
 
 app = typer.Typer(
@@ -49,15 +50,11 @@ def run(
     ] = None,
 ) -> None:
     """Run one experiment: clients distil, the server integrates, relabels, evaluates, tracks."""
-    import os
-
     from fedistill import config_file, runner, tables
 
-    if store is not None:
-        os.environ["FEDISTILL_STORE"] = str(store.absolute())
     resolved = config_file.load(config, overrides or [])
     folder = output or runner.default_output(resolved)
-    result = runner.run(resolved, folder, backend)
+    result = runner.run(resolved, folder, backend, store)
     tables.print_result(result, folder)
 
 
@@ -120,7 +117,7 @@ def train(
     ] = None,
     seeds: Annotated[int, typer.Option(help="Students of each model.", min=1)] = 5,
     protocol: Annotated[
-        Literal["default", "sre2l", "rded", "edc"] | None,
+        Protocol | None,
         typer.Option(help="Student protocol; left out, the one of the set's recipe."),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of each student.", min=1)] = None,

@@ -1,9 +1,9 @@
 """What a client does, with or without Flower: squeeze its shard, distil its share."""
 
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedistill import registry, store
 from fedistill.config import Config
-from fedistill.distillers.base import Distilled, Task
+from fedistill.distillers.base import Task
 from fedistill.images import DataSpec, ImageSet
 from fedistill.models import build
 from fedistill.planning import distiller_of
@@ -32,6 +32,7 @@ def make_share(
     *,
     partition_id: int,
     attempt: int = 0,
+    made: Sequence[int] = (),
     teacher_states: Sequence[State] = (),
     report: Report = lambda stage, done, total, note: None,
 ) -> Share:
@@ -44,6 +45,7 @@ def make_share(
         counts: images wanted of each class.
         partition_id: of the client.
         attempt: 0, or the number of a later request for more images.
+        made: images of each class that earlier requests got.
         teacher_states: the client's teachers, if they are trained already.
         report: called with stage, steps done, steps in all, and a note.
 
@@ -62,25 +64,24 @@ def make_share(
         store=Store.from_environment(),
         report=report,
     )
-    started = time.perf_counter()
-    curve: list[tuple[int, float]] = []
-    states = tuple(teacher_states)
-    if not states:
+    squeezed: list[Artefact] = []
+    if not teacher_states:
         squeezed = [client.squeeze(n) for n in range(len(config.teachers_of(partition_id)))]
-        states = tuple(artefact.tensors for artefact in squeezed)
-        curve = [(epoch, loss) for epoch, loss in squeezed[0].notes["curve"]]
-    squeezed_after = time.perf_counter() - started
-    made = client.distill(counts, attempt, states)
-    seconds = {"squeeze": squeezed_after, "recover": time.perf_counter() - started - squeezed_after}
+    states = tuple(artefact.tensors for artefact in squeezed) or tuple(teacher_states)
+    images = client.distill(counts, attempt, made, states)
     report("done", 1, 1, "")
+    work = {"squeeze": squeezed, "recover": [images]}
     return Share(
         partition_id=partition_id,
-        images=made.images,
+        images=images.tensors["images"],
         counts=tuple(counts),
         teachers=states,
-        teacher_curve=curve,
-        recover_curve=made.curve,
-        seconds=seconds,
+        teacher_curve=_curve(squeezed[0]) if squeezed else (),
+        recover_curve=_curve(images),
+        seconds={
+            stage: sum((it.notes["seconds"] for it in items), 0.0) for stage, items in work.items()
+        },
+        from_store=tuple(stage for stage, items in work.items() if any(it.found for it in items)),
     )
 
 
@@ -104,87 +105,103 @@ class _Client:
         path: tuple[str | int, ...] = ("squeeze", self.partition_id)
         path += (number,) if number else ()
         alone = asdict(replace(recipe, count=1, backbones=()))
-        key = self._key(path=path, model=asdict(models[number]), recipe=alone)
-        kept = self.store.get("teacher", key)
-        if kept is not None:
-            return kept
         before, total = number * recipe.epochs, len(models) * recipe.epochs
-        teacher, curve = squeeze(
-            self.shard,
-            self.spec,
-            models[number],
-            recipe,
-            seed=self.config.seed,
-            path=path,
-            device=self.device,
-            dtype=self.dtype,
-            report=lambda done, _, loss: self.report(
-                "squeeze", before + done, total, f"loss {loss:.3f}"
-            ),
-        )
-        state = {name: tensor.cpu() for name, tensor in teacher.state_dict().items()}
-        made = Artefact(state, {"curve": curve})
-        self.store.put("teacher", key, made)
-        return made
+
+        def make() -> Artefact:
+            teacher, curve = squeeze(
+                self.shard,
+                self.spec,
+                models[number],
+                recipe,
+                seed=self.config.seed,
+                path=path,
+                device=self.device,
+                dtype=self.dtype,
+                report=lambda done, _, loss: self.report(
+                    "squeeze", before + done, total, f"loss {loss:.3f}"
+                ),
+            )
+            state = {name: tensor.cpu() for name, tensor in teacher.state_dict().items()}
+            return Artefact(state, {"curve": curve})
+
+        key = self._key(path=path, model=asdict(models[number]), recipe=alone)
+        artefact = self.store.recall("teacher", key, make)
+        if artefact.found:
+            self.report("squeeze", before + recipe.epochs, total, "from the store")
+        return artefact
 
     def distill(
-        self, counts: Sequence[int], attempt: int, teacher_states: Sequence[State]
-    ) -> Distilled:
-        """Make the images."""
+        self,
+        counts: Sequence[int],
+        attempt: int,
+        made: Sequence[int],
+        teacher_states: Sequence[State],
+    ) -> Artefact:
+        """Make the images; the notes hold the loss curve."""
         config = self.config
         models = config.teachers_of(self.partition_id)
+
+        def make() -> Artefact:
+            teachers = _restored(config, self.spec, self.partition_id, teacher_states)
+            found = distiller_of(config).distill(
+                Task(
+                    counts=counts,
+                    shard=self.shard,
+                    teachers=[teacher.to(self.device) for teacher in teachers],
+                    models=models,
+                    spec=self.spec,
+                    seed=config.seed,
+                    partition_id=self.partition_id,
+                    attempt=attempt,
+                    made=made,
+                    device=self.device,
+                    dtype=self.dtype,
+                    regularizers=[
+                        (item.weight, registry.build("losses", item.name, item.options))
+                        for item in config.distill.regularizers
+                    ],
+                    report=lambda done, total, loss: self.report(
+                        "recover", done, total, f"loss {loss:.3f}"
+                    ),
+                )
+            )
+            return Artefact({"images": found.images}, {"curve": found.curve})
+
         key = self._key(
             path=("recover", self.partition_id, attempt),
             counts=list(counts),
+            made=list(made),
             models=[asdict(model) for model in models],
             teachers=[store.digest(state) for state in teacher_states],
             distill=asdict(replace(config.distill, ipc=(1,))),
         )
-        kept = self.store.get("share", key)
-        if kept is not None:
-            curve = [(step, loss) for step, loss in kept.notes["curve"]]
-            return Distilled(kept.tensors["images"], curve)
-        teachers = [
-            _restore(config, self.spec, self.partition_id, number, state).to(self.device)
-            for number, state in enumerate(teacher_states)
-        ]
-        made = distiller_of(config).distill(
-            Task(
-                counts=counts,
-                shard=self.shard,
-                teachers=teachers,
-                models=models,
-                spec=self.spec,
-                seed=config.seed,
-                partition_id=self.partition_id,
-                attempt=attempt,
-                device=self.device,
-                dtype=self.dtype,
-                regularizers=[
-                    (item.weight, registry.build("losses", item.name, item.options))
-                    for item in config.distill.regularizers
-                ],
-                report=lambda done, total, loss: self.report(
-                    "recover", done, total, f"loss {loss:.3f}"
-                ),
-            )
-        )
-        self.store.put("share", key, Artefact({"images": made.images}, {"curve": made.curve}))
-        return made
+        artefact = self.store.recall("share", key, make)
+        if artefact.found:
+            self.report("recover", 1, 1, "from the store")
+        return artefact
 
     def _key(self, **parts: Any) -> dict[str, Any]:
         """Return everything that decides an artefact; the rounding depends on the threads too."""
         if self.store.folder is None:
             return {}
         return {
-            "data": store.digest({"images": self.shard.images, "labels": self.shard.labels}),
-            "spec": asdict(self.spec),
+            "data": self._data,
+            "spec": self.spec.as_dict(),
             "seed": self.config.seed,
             "device": self.device.type,
             "dtype": str(self.dtype),
             "threads": torch.get_num_threads(),
             **parts,
         }
+
+    @cached_property
+    def _data(self) -> str:
+        shard = {"images": self.shard.images, "labels": self.shard.labels}
+        return store.digest({**shard, **self.spec.tensors()})
+
+
+def _curve(artefact: Artefact) -> list[tuple[int, float]]:
+    return [(step, loss) for step, loss in artefact.notes["curve"]]
 
 
 def restore_teachers(
@@ -195,19 +212,22 @@ def restore_teachers(
     Raises:
         RuntimeError: the weights are not those of the client's models.
     """
-    expected = len(config.teachers_of(partition_id))
-    if len(states) != expected:
-        raise RuntimeError(f"{len(states)} teachers; expected {expected}")
-    teachers = [_restore(config, spec, partition_id, *item) for item in enumerate(states)]
-    return teachers[0] if len(teachers) == 1 else Committee(teachers)
+    teachers = _restored(config, spec, partition_id, states)
+    return teachers[0] if len(teachers) == 1 else freeze(Committee(teachers))
 
 
-def _restore(
-    config: Config, spec: DataSpec, partition_id: int, number: int, state: State
-) -> nn.Module:
-    model = build(config.teachers_of(partition_id)[number], spec, config.seed, "restore")
-    model.load_state_dict(dict(state))
-    return freeze(model)
+def _restored(
+    config: Config, spec: DataSpec, partition_id: int, states: Sequence[State]
+) -> list[nn.Module]:
+    models = config.teachers_of(partition_id)
+    if len(states) != len(models):
+        raise RuntimeError(f"{len(states)} teachers; expected {len(models)}")
+    teachers = []
+    for model_config, state in zip(models, states, strict=True):
+        model = build(model_config, spec, config.seed, "restore")
+        model.load_state_dict(dict(state))
+        teachers.append(freeze(model))
+    return teachers
 
 
 def set_threads(cpus: int) -> None:

@@ -8,6 +8,7 @@ SuperNode for good. So mistakes travel back as an error with their traceback.
 import platform
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, wraps
 
 import flwr
@@ -70,6 +71,7 @@ def distill(message: Message, context: Context) -> Message:
         request.counts,
         partition_id=request.partition_id,
         attempt=request.attempt,
+        made=request.made,
         teacher_states=request.teachers,
         report=Progress(f"client {request.partition_id}").report,
     )
@@ -100,6 +102,7 @@ def _shard(
 def _partitioned(
     config: DataConfig, split: PartitionConfig, seed: int
 ) -> tuple[data.Data, partition.Partition]:
-    loaded = data.load(config, seed)
+    # The whitening comes with the request: a client could not fit it to the others' images.
+    loaded = data.load(replace(config, zca=False), seed)
     parts = partition.split(loaded.train.labels, loaded.spec.num_classes, split, seed)
     return loaded, parts

@@ -107,9 +107,11 @@ class PartitionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A network: convnet, resnet18, resnet50 (small-image stem), or any torchvision classifier.
+    """A network: convnet, wide_resnet16_2, mobilenet_v2_half, or any torchvision classifier.
 
-    `depth`, `width` and `norm` are for convnet alone; a depth left out follows the image size.
+    The first layer of a resnet, mobilenet_v2, shufflenet_v2 or efficientnet keeps the resolution of
+    images of up to 64 pixels. `depth`, `width` and `norm` are for convnet alone; a depth left out
+    follows the image size.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
@@ -216,7 +218,7 @@ class RelabelConfig:
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     name: Literal["mix", "own", "single", "mean"] = "mix"
-    views: int = 300
+    views: int | None = None
     at: Literal["server"] = "server"
     teacher_choice: Literal["uniform"] = "uniform"
     scale: tuple[float, float] | None = None
@@ -250,6 +252,7 @@ class RelabelConfig:
         )
 
 
+Protocol = Literal["default", "sre2l", "rded", "gvbsm", "edc", "lic"]
 Schedule = Literal[
     "cosine", "half_cosine", "smoothing", "ssrs", "multistep", "two_steps", "constant"
 ]
@@ -263,13 +266,14 @@ class StudentConfig:
     same model as theirs. loss `kl` compares softened labels, `mse` compares logits;
     `ce_weight` adds cross-entropy on the hard labels. `batch_size` may be a table {ipc: size}.
     `zeta` is of the schedules `smoothing` and `ssrs` (EDC): the learning rate falls as a cosine
-    that is `zeta` times as long as the training.
+    that is `zeta` times as long as the training. `ranking` adds DD-Ranking's label-robust and
+    augmentation-robust scores of the first model, and the rows of students that they take.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     models: tuple[str | ModelConfig, ...] = ("convnet",)
     seeds: int = 5
-    protocol: Literal["default", "sre2l", "rded", "gvbsm", "edc", "lic"] = "default"
+    protocol: Protocol = "default"
     epochs: int | None = None
     batch_size: int | dict[int, int] | None = None
     optimizer: Literal["adamw", "sgd"] | None = None
@@ -281,6 +285,7 @@ class StudentConfig:
     ce_weight: float | None = None
     temperature: float | None = None
     ema: float | None = None
+    ranking: bool = False
 
     @property
     def networks(self) -> tuple[ModelConfig, ...]:
@@ -331,6 +336,7 @@ class TrackingConfig:
 
 
 Baseline = Literal["random", "herding", "k_center", "hard_label", "ensemble", "full_data"]
+_CORESETS = ("random", "herding", "k_center")  # sets of real images, made by distillers so named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -371,6 +377,15 @@ class Config:
                 "(it names folders)",
             ),
         )
+
+    @property
+    def coresets(self) -> tuple[str, ...]:
+        """Baselines that are sets of real images: each is a distiller's name.
+
+        DD-Ranking's scores need random ones.
+        """
+        wanted = {*self.baselines, *(["random"] if self.student.ranking else [])}
+        return tuple(name for name in _CORESETS if name in wanted)
 
     def teacher_model(self, partition_id: int) -> ModelConfig:
         """Return the model of one client: a list in the config is dealt round-robin."""

@@ -167,6 +167,11 @@ def _validate(tree: dict[str, Any], origin: str) -> Config:
             if isinstance(item, dict):
                 where = f"distill.regularizers.{index}"
                 errors += _take_options("losses", item, _REGULARIZER_KEYS, where)
+    if "model" in tree:
+        tree["model"] = _named(tree["model"])
+    teacher = tree.get("teacher")
+    if isinstance(teacher, dict) and "backbones" in teacher:
+        teacher["backbones"] = _as_list(_named(teacher["backbones"]))
     student = tree.get("student")
     if isinstance(student, dict) and "models" in student:
         student["models"] = _as_list(student["models"])
@@ -182,6 +187,13 @@ def _validate(tree: dict[str, Any], origin: str) -> Config:
 def _as_list(value: Any) -> list[Any]:
     """Accept one value where a list is expected."""
     return value if isinstance(value, list) else [value]
+
+
+def _named(value: Any) -> Any:
+    """Accept the bare name of a network where a section is expected."""
+    if isinstance(value, list):
+        return [_named(item) for item in value]
+    return {"name": value} if isinstance(value, str) else value
 
 
 def _take_options(
@@ -284,11 +296,10 @@ def _fill_in(config: Config) -> Config:
     distill = config.distill
     distiller = registry.build("distillers", distill.name, distill.options)
     distill = dataclasses.replace(distill, options=dataclasses.asdict(distiller))
-    tiles = distiller.mosaic_tiles
-    relabel = dataclasses.replace(
-        config.relabel,
-        **_missing(config.relabel, protocols.view_keys(config.student.protocol, tiles)),
-    )
+    views = protocols.view_keys(config.student.protocol, distiller.mosaic_tiles)
+    if (config.relabel.tiles or 1) > 1:  # who asks for tiles wants to see some
+        views["tile_share"] = views["tile_share"] or protocols.TILE_SHARE
+    relabel = dataclasses.replace(config.relabel, **_missing(config.relabel, views))
     return dataclasses.replace(config, student=student, relabel=relabel, distill=distill)
 
 

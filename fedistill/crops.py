@@ -152,7 +152,7 @@ def apply(images: Tensor, views: Views, outside: Tensor | None = None) -> Tensor
         images: float [B, C, H, W].
         views: one for each image.
         outside: colour beyond the frame, [C, 1, 1]; None: zero, or no view leaves the frame.
-            Black is not zero in normalised units: see `DataSpec.pixel_bounds`.
+            Black is not zero in normalised units: see `DataSpec.outside`.
 
     Returns:
         Float [B, C, H, W], differentiable in `images`.
@@ -184,7 +184,8 @@ def _interpolation(
     inside = (position > -0.5 - 1e-4) & (position < size - 0.5 + 1e-4)
     position = position.clamp(0, size - 1)
     if sealed is not None:
-        first, last = start * size, (start + length) * size - 1
+        # Whole pixels: a third of the frame would reach a rounding error into the next tile.
+        first, last = (start * size).round(), ((start + length) * size).round() - 1
         within = torch.minimum(torch.maximum(position, first[:, None]), last[:, None])
         position = torch.where(sealed[:, None], within, position)
     pixels = torch.arange(size, device=start.device)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fedistill import config_file, data, evaluation, partition, planning, slots
 from fedistill.client import make_share, restore_teachers, set_threads
-from fedistill.config import Config
+from fedistill.config import Config, RelabelConfig
 from fedistill.evaluation import Evaluator, Scores
 from fedistill.relabel import relabel
 from fedistill.sets import SyntheticSet
@@ -60,16 +60,16 @@ def run(config: Config) -> dict[int, Outcome]:
         for share in shares
     }
 
-    def refine(synthetic: SyntheticSet) -> SyntheticSet:
-        return relabel(
-            synthetic, teachers, config.relabel, seed=config.seed, device=device, dtype=dtype
-        )
+    def refine(synthetic: SyntheticSet, views: RelabelConfig) -> SyntheticSet:
+        return relabel(synthetic, teachers, views, seed=config.seed, device=device, dtype=dtype)
 
-    sets = {ipc: refine(integrate(shares, plan, spec)) for ipc, plan in plans.items()}
+    sets = {
+        ipc: refine(integrate(shares, plan, spec), config.relabel) for ipc, plan in plans.items()
+    }
     evaluator = Evaluator(config=config, spec=spec, test=loaded.test, device=device, dtype=dtype)
     answers = evaluator.answers(list(teachers.values()))
     scores = evaluation.score_all(
-        evaluator, sets, plans, answers, loaded.train, parts.indices, refine
+        evaluator, sets, loaded.train, parts.indices, teachers, answers, refine
     )
     return {ipc: Outcome(sets[ipc], found) for ipc, found in scores}
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from fedistill import registry, slots
+from fedistill import mosaic, registry, slots
 from fedistill.config import Config
 from fedistill.distillers.base import Distiller
 from fedistill.errors import ConfigError, PartitionError
@@ -19,10 +19,11 @@ def distiller_of(config: Config) -> Distiller:
 
 
 def check(config: Config, spec: DataSpec) -> None:
-    """Refuse models and terms that do not fit the method.
+    """Refuse models, terms and views that do not fit the method or the images.
 
     Raises:
-        ConfigError: extra loss terms for a method that does not optimise.
+        ConfigError: extra loss terms for a method that does not optimise, or tiles that do not
+            fill an image.
         ModelError: a model does not exist, does not take the images, or does not fit the method.
     """
     distiller = distiller_of(config)
@@ -31,10 +32,14 @@ def check(config: Config, spec: DataSpec) -> None:
             f"distill.regularizers is given, and {config.distill.name} makes images without an "
             "optimisation that a term could enter; remove it, or use another distiller"
         )
+    rivals = [registry.build("distillers", name, {}) for name in config.coresets]
     for model_config in config.teacher_models:
-        distiller.check(build(model_config, spec, config.seed, "check"), model_config, spec)
+        model = build(model_config, spec, config.seed, "check")
+        for part in (distiller, *rivals):
+            part.check(model, model_config, spec)
     for model_config in config.student.networks:
         build(model_config, spec, config.seed, "check")
+    mosaic.require_tiles(config.relabel.tiles or 1, spec.size, "relabel.tiles")
 
 
 def allocate(
@@ -42,34 +47,46 @@ def allocate(
     spec: DataSpec,
     histograms: Mapping[int, Sequence[int]],
     wanted: Sequence[int],
+    made: Plan | None = None,
 ) -> Plan:
     """Deal slots; a client is asked for no more images than its shard can make.
 
     Args:
         config: of the experiment.
         spec: of the data set.
-        histograms: for each partition id, how many real images of each class it has to give.
+        histograms: for each partition id, how many real images of each class it holds.
         wanted: images of each class.
+        made: images of the same set that each of these clients makes already: the real images
+            behind them are used up. None: nothing yet.
 
     Raises:
         PartitionError: a class that nobody holds, or not often enough.
     """
     needed = distiller_of(config).real_images_per_image
+    nothing = [0] * len(wanted)
+    before = made or dict.fromkeys(histograms, nothing)
+    left = {
+        client: [has - needed * used for has, used in zip(held, before[client], strict=True)]
+        for client, held in histograms.items()
+    }
     try:
-        return slots.allocate(histograms, wanted, needed)
+        return slots.allocate(left, wanted, needed)
     except LookupError as error:
         label, possible = error.args
         name = f"class '{spec.class_names[label]}'"
-        if any(counts[label] for counts in histograms.values()):
+        if not any(held[label] for held in histograms.values()):
             raise PartitionError(
-                f"distill.ipc asks for {wanted[label]} images of {name}, and "
-                f"{config.distill.name} makes each from {needed} real image(s) of its own: the "
-                f"clients hold enough for {possible}; accepted: up to {possible}, or a method "
-                "that needs no real images (sre2l)"
+                f"{name} is held by no client, so nobody can distil it; take the class out of the "
+                "data set, or bring in a client with it"
             ) from error
+        done = sum(counts[label] for counts in before.values())
+        most = possible + done
+        less = f"up to {most}, " if most else ""
         raise PartitionError(
-            f"{name} is held by no client, so nobody can distil it; take the class out of the "
-            "data set, or bring in a client with it"
+            f"distill.ipc asks for {wanted[label] + done} images of {name}, and "
+            f"{config.distill.name} makes each from {needed} real image(s) of its own: the "
+            f"clients hold enough for {most}; accepted: {less}more images of the class, or a "
+            "method that needs no real images (sre2l)"
         ) from error
 
 

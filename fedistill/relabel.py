@@ -86,6 +86,7 @@ def relabel(
     Returns:
         The same set with soft labels, float16 [views, M, C].
     """
+    assert config.views is not None
     spec = synthetic.spec
     labels = SoftLabels(
         torch.empty(config.views, len(synthetic), spec.num_classes, dtype=torch.float16),
@@ -93,7 +94,7 @@ def relabel(
         view_options(config, spec),
     )
     images = spec.normalise(synthetic.images.to(device))
-    outside = spec.pixel_bounds(device)[0] if labels.options.shift else None
+    outside = spec.outside(device) if labels.options.shift else None
     ids = sorted(teachers)
     # Views are labelled in blocks: one batch for each teacher and block, not one for each view.
     block = max(1, _BATCH // len(synthetic))

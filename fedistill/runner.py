@@ -24,6 +24,8 @@ from fedistill.display import ProgressDisplay
 from fedistill.errors import ConfigError, RunError, UserError
 from fedistill.journal import absolute_uri
 from fedistill.simulation import Simulation, federation_config
+from fedistill.store import VARIABLE as STORE_VARIABLE
+from fedistill.store import Store
 
 _PROGRESS = "FEDISTILL_PROGRESS"
 _LOG = "log.txt"
@@ -55,13 +57,14 @@ def preflight(config: Config) -> None:
     planning.plans(config, spec, dict(enumerate(parts.histograms(labels, spec.num_classes))))
 
 
-def run(config: Config, output: Path, backend: str) -> dict[str, Any]:
+def run(config: Config, output: Path, backend: str, store: Path | None = None) -> dict[str, Any]:
     """Run one experiment and return its result.json.
 
     Args:
         config: of the experiment.
         output: a new or empty folder.
         backend: "flower" or "local".
+        store: the artefact store; None: the one that FEDISTILL_STORE names, if any.
 
     Raises:
         UserError: something the user can mend; nothing was overwritten.
@@ -70,6 +73,7 @@ def run(config: Config, output: Path, backend: str) -> dict[str, Any]:
     started_at = time.time()
     output = output.absolute()
     results.check_free(output)
+    kept = (Store(store) if store else Store.from_environment()).opened()
     config = _with_absolute_paths(config)
     run_config = {
         "config-yaml": config_file.dump(config),
@@ -82,12 +86,13 @@ def run(config: Config, output: Path, backend: str) -> dict[str, Any]:
         else tracking.default_uri(Path.cwd()),
     }
     try:
-        if backend == "local":
-            preflight(config)
-            results.claim(output, run_config["config-yaml"])
-            _run_local(config, output, run_config)
-        else:
-            _run_flower(config, output, run_config)
+        with _variable(STORE_VARIABLE, kept.folder):
+            if backend == "local":
+                preflight(config)
+                results.claim(output, run_config["config-yaml"])
+                _run_local(config, output, run_config)
+            else:
+                _run_flower(config, output, run_config)
     except BaseException as error:
         status: Literal["KILLED", "FAILED"] = "FAILED" if isinstance(error, Exception) else "KILLED"
         tracking.close_if_open(output, status, send=config.tracking.enabled)
@@ -183,13 +188,19 @@ def _raise_failure(output: Path) -> None:
 def _display(output: Path, clients: int) -> Iterator[ProgressDisplay]:
     """Show the progress that the processes of the run write to a file."""
     path = output / "progress.jsonl"
-    before = os.environ.get(_PROGRESS)
-    os.environ[_PROGRESS] = str(path)
+    with _variable(_PROGRESS, path), ProgressDisplay(path, clients=clients) as display:
+        yield display
+
+
+@contextmanager
+def _variable(name: str, path: Path | None) -> Iterator[None]:
+    """Set an environment variable for a while, here and in processes that start; None: unset."""
+    before = os.environ.pop(name, None)
+    if path is not None:
+        os.environ[name] = str(path)
     try:
-        with ProgressDisplay(path, clients=clients) as display:
-            yield display
+        yield
     finally:
-        if before is None:
-            del os.environ[_PROGRESS]
-        else:
-            os.environ[_PROGRESS] = before
+        os.environ.pop(name, None)
+        if before is not None:
+            os.environ[name] = before

@@ -23,7 +23,9 @@ class Share:
         teachers: weights and buffers of the client's teachers; empty if they stay at home.
         teacher_curve: (epoch, mean training loss) of the first teacher.
         recover_curve: (iteration, loss) of the first batch of images.
-        seconds: by stage: squeeze, recover.
+        seconds: by stage: squeeze, recover; of what came from the artefact store, those that it
+            took to make.
+        from_store: stages of which something came from there.
     """
 
     partition_id: int
@@ -33,6 +35,7 @@ class Share:
     teacher_curve: Curve = ()
     recover_curve: Curve = ()
     seconds: Mapping[str, float]
+    from_store: tuple[str, ...] = ()
 
     def of_class(self, label: int) -> Tensor:
         """Return the images of one class, in the order they were made."""
@@ -49,6 +52,7 @@ class Share:
             images=torch.cat(parts),
             counts=tuple(a + b for a, b in zip(self.counts, more.counts, strict=True)),
             seconds={key: self.seconds[key] + more.seconds.get(key, 0.0) for key in self.seconds},
+            from_store=tuple(dict.fromkeys([*self.from_store, *more.from_store])),
         )
 
 

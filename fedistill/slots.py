@@ -3,7 +3,8 @@
 Slot i = c * IPC + s (class c, place s) goes to client i mod n among the n clients that hold
 class c. Totals of clients that hold everything differ by at most one,
 and within a class clients are distinct while IPC <= n. IPC is never rounded up to a multiple
-of the number of clients: the budget would grow.
+of the number of clients: the budget would grow. Where an image is made of real images of its
+own, a client that has used up those of a class leaves the n.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,19 +28,25 @@ def allocate(
         For each partition id, how many images of each class it makes.
 
     Raises:
-        LookupError: a class is wanted that nobody holds, or not often enough; its arguments are
-            the class and how many images of it can be made.
+        LookupError: a class is wanted that nobody holds, or not often enough; the arguments are
+            the class of which most are missing, and how many images of it can be made.
     """
+    rooms = [
+        {
+            client: held[label] // real_per_image if real_per_image else count
+            for client, held in sorted(histograms.items())
+            if held[label] > 0
+        }
+        for label, count in enumerate(wanted)
+    ]
+    possible = [sum(room.values()) for room in rooms]
+    missing = [count - most for count, most in zip(wanted, possible, strict=True)]
+    if max(missing, default=0) > 0:
+        scarcest = missing.index(max(missing))
+        raise LookupError(scarcest, possible[scarcest])
     plan = {client: [0] * len(wanted) for client in sorted(histograms)}
     slot = 0
-    for label, count in enumerate(wanted):
-        room = {
-            client: histograms[client][label] // real_per_image if real_per_image else count
-            for client in plan
-            if histograms[client][label] > 0
-        }
-        if count > sum(room.values()):
-            raise LookupError(label, sum(room.values()))
+    for label, (count, room) in enumerate(zip(wanted, rooms, strict=True)):
         for _ in range(count):
             holders = [client for client in room if room[client] > 0]
             chosen = holders[slot % len(holders)]

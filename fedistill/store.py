@@ -2,17 +2,20 @@
 
 A run that needs what an earlier one has made reads it in place of making it again. The folder
 is named by the environment variable FEDISTILL_STORE (`fedistill run --store DIR` sets it): it
-belongs to a machine, not to an experiment. Files are written in one step and carry a hash of
-their content, so that a reader finds a whole artefact or none; safetensors, never pickle.
+belongs to a machine, not to an experiment, so it enters no config and no hash. Files are written
+in one step and carry a hash of their content, so that a reader finds a whole artefact or none;
+safetensors, never pickle.
 """
 
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -20,18 +23,28 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
+from fedistill.errors import OutputError
+
 VARIABLE = "FEDISTILL_STORE"
-_CODE = 1  # raise it when a stage makes other tensors from the same config
+
+# The code that a stage runs: an artefact of other code is another artefact.
+_TRAINING = ("crops", "images", "models/*", "seeding", "teacher", "training", "whitening")
+_METHODS = ("augmentation", "distillers/*", "losses/*", "mosaic")
+_SOURCES: Mapping[str, tuple[str, ...]] = {
+    "teacher": _TRAINING,
+    "share": (*_TRAINING, *_METHODS),
+}
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Artefact:
-    """Tensors by name, and JSON notes about them."""
+    """Tensors by name, and JSON notes about them; `found` in a store, or just made."""
 
     tensors: Mapping[str, Tensor]
     notes: Mapping[str, Any]
+    found: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,10 +59,43 @@ class Store:
         name = os.environ.get(VARIABLE)
         return cls(Path(name) if name else None)
 
+    def opened(self) -> "Store":
+        """Make the folder, and return the store by its absolute path.
+
+        Raises:
+            OutputError: there can be no such folder.
+        """
+        if self.folder is None:
+            return self
+        folder = self.folder.absolute()
+        remedy = f"choose another --store, or unset {VARIABLE}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise OutputError(f"the store {folder} is a file; {remedy}") from error
+        except OSError as error:
+            raise OutputError(f"the store {folder} cannot be made: {error}; {remedy}") from error
+        return Store(folder)
+
+    def recall(self, stage: str, key: Mapping[str, Any], make: Callable[[], Artefact]) -> Artefact:
+        """Return what is kept under a key; else make it and keep it.
+
+        The note `seconds` says how long it took to make, whenever that was.
+        """
+        kept = self.get(stage, key)
+        if kept is not None:
+            return kept
+        started = time.perf_counter()
+        made = make()
+        seconds = time.perf_counter() - started
+        made = replace(made, notes={**made.notes, "seconds": seconds})
+        self.put(stage, key, made)
+        return made
+
     def get(self, stage: str, key: Mapping[str, Any]) -> Artefact | None:
         """Return what was kept under a key; None if there is nothing, or not what was written."""
         path = self._path(stage, key)
-        if path is None or not path.is_file():
+        if path is None:
             return None
         from safetensors import SafetensorError, safe_open
 
@@ -57,9 +103,11 @@ class Store:
             with safe_open(path, framework="pt") as file:
                 written = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if digest(tensors) == written["sha256"]:
-                return Artefact(tensors, json.loads(written["notes"]))
+            if _checksum(tensors, written["notes"]) == written["sha256"]:
+                return Artefact(tensors, json.loads(written["notes"]), found=True)
             reason = "its content does not match its hash"
+        except FileNotFoundError:
+            return None
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             reason = repr(error)
         _log.warning("%s is damaged (%s); it is made again", path, reason)
@@ -75,9 +123,10 @@ class Store:
 
         unfinished = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
         tensors = {k: v.cpu().contiguous().clone() for k, v in artefact.tensors.items()}
+        notes = json.dumps(artefact.notes)
         written = {
-            "sha256": digest(tensors),
-            "notes": json.dumps(artefact.notes),
+            "sha256": _checksum(tensors, notes),
+            "notes": notes,
             "key": json.dumps(key, sort_keys=True),
         }
         try:
@@ -92,8 +141,20 @@ class Store:
     def _path(self, stage: str, key: Mapping[str, Any]) -> Path | None:
         if self.folder is None:
             return None
-        text = json.dumps([_CODE, torch.__version__, stage, key], sort_keys=True)
+        text = json.dumps([_code(stage), torch.__version__, stage, key], sort_keys=True)
         return self.folder / f"{stage}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.safetensors"
+
+
+@cache
+def _code(stage: str) -> str:
+    """Hash the source files of a stage."""
+    package = Path(__file__).parent
+    found = hashlib.sha256()
+    for pattern in _SOURCES[stage]:
+        for path in sorted(package.glob(f"{pattern}.py")):
+            found.update(path.relative_to(package).as_posix().encode() + b"\0")
+            found.update(path.read_bytes())
+    return found.hexdigest()
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -103,3 +164,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
         found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         found.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
+
+
+def _checksum(tensors: Mapping[str, Tensor], notes: str) -> str:
+    return hashlib.sha256(f"{digest(tensors)} {notes}".encode()).hexdigest()

@@ -16,13 +16,11 @@ from torch import Tensor, nn
 from fedistill import crops
 from fedistill.config import ModelConfig, StudentConfig
 from fedistill.crops import ViewOptions, Views
-from fedistill.images import ImageSet
 from fedistill.losses.soft_labels import logit_mse, soft_kl
 from fedistill.models import build
 from fedistill.seeding import generator
 from fedistill.sets import SyntheticSet
 from fedistill.training import (
-    accuracy,
     autocast,
     learning_rate_factor,
     seeded,
@@ -121,7 +119,7 @@ def train(
     batches = -(-len(synthetic) // size)
     curve: Curve = []
     every = max(1, config.epochs // 50)
-    outside = spec.pixel_bounds(device)[0] if _leaves_frame(synthetic, views) else None
+    outside = spec.outside(device) if _leaves_frame(synthetic, views) else None
     with seeded(model, seed, *path):
         for epoch in range(config.epochs):
             model.train()
@@ -148,34 +146,6 @@ def train(
                 curve.append((epoch + 1, torch.stack(losses).mean().item()))
                 report(epoch + 1, config.epochs)
     return average.result(model).eval(), curve
-
-
-def train_and_test(
-    synthetic: SyntheticSet,
-    test: ImageSet,
-    model_config: ModelConfig,
-    config: StudentConfig,
-    views: ViewOptions,
-    *,
-    seed: int,
-    number: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    report: Report = lambda done, total: None,
-) -> tuple[float, Curve]:
-    """Train one student as `train` does; return its accuracy on a whole split, and its curve."""
-    model, curve = train(
-        synthetic,
-        model_config,
-        config,
-        views,
-        seed=seed,
-        number=number,
-        device=device,
-        dtype=dtype,
-        report=report,
-    )
-    return accuracy(model, test, synthetic.spec, dtype), curve
 
 
 def _leaves_frame(synthetic: SyntheticSet, views: ViewOptions) -> bool:

@@ -62,7 +62,7 @@ def squeeze(
     stream = generator(seed, *path, "batches")
     options = augmentation(config, spec)
     images, labels = shard.images.to(device), shard.labels.to(device)
-    black, _ = spec.pixel_bounds(device)
+    outside = spec.outside(device)
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=config.lr,
@@ -81,7 +81,7 @@ def squeeze(
                 done = (epoch * batches + step + 1) / (config.epochs * batches + 1)
                 set_learning_rate(optimizer, config.lr * warmup_then_decay(config.warmup, done))
                 views = crops.draw(len(index), spec.size, options, stream)
-                inputs = crops.apply(spec.normalise(images[index.to(device)]), views, black)
+                inputs = crops.apply(spec.normalise(images[index.to(device)]), views, outside)
                 with autocast(device, dtype):
                     logits = model(inputs.contiguous(memory_format=torch.channels_last))
                 loss = F.cross_entropy(

@@ -1,4 +1,4 @@
-"""What all tests share: one torch thread, no telemetry, a cache folder of their own."""
+"""What all tests share: one torch thread, no telemetry, a cache of their own, no store."""
 
 import os
 from pathlib import Path
@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, settings
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["DO_NOT_TRACK"] = "true"
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ.pop("FEDISTILL_STORE", None)  # tests do the work that they look at
 
 torch.set_num_threads(1)
 

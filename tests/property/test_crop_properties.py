@@ -1,5 +1,7 @@
 """Views over all options: in the frame, of the right area, and the same from the same seed."""
 
+from dataclasses import replace
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,29 +20,31 @@ options = st.builds(
     mix_alpha=st.floats(0.1, 3),
     mix_probability=st.floats(0, 1),
 )
+tiled = st.builds(
+    lambda views, tiles, share: replace(views, tiles=tiles, tile_share=share),
+    options,
+    st.sampled_from([2, 4]),
+    st.floats(0, 1),
+)
 seeds = st.integers(0, 10**6)
 sizes = st.sampled_from([4, 8, 28, 32])
 
 
 def same(first: Views, second: Views) -> bool:
-    if (first.partner is None) != (second.partner is None):
-        return False
-    partners = first.partner is None or torch.equal(first.partner, second.partner)
-    return (
-        torch.equal(first.boxes, second.boxes)
-        and torch.equal(first.flips, second.flips)
-        and partners
-        and (first.own_share, first.cut) == (second.own_share, second.cut)
-    )
+    for name in ("boxes", "flips", "sealed", "partner"):
+        one, other = getattr(first, name), getattr(second, name)
+        if (one is None) != (other is None) or (one is not None and not torch.equal(one, other)):
+            return False
+    return (first.own_share, first.cut) == (second.own_share, second.cut)
 
 
-@given(options=options, seed=seeds, size=sizes, count=st.integers(1, 20))
+@given(options=options | tiled, seed=seeds, size=sizes, count=st.integers(1, 20))
 def test_the_same_seed_gives_the_same_views(options, seed, size, count):
     first, second = (crops.draw(count, size, options, generator(seed)) for _ in range(2))
     assert same(first, second)
 
 
-@given(options=options, seed=seeds, size=sizes)
+@given(options=options | tiled, seed=seeds, size=sizes)
 def test_a_draw_takes_as_many_numbers_whatever_comes_of_it(options, seed, size):
     unmixed, mixed = generator(seed), generator(seed)
     for stream, probability in ((unmixed, 0.0), (mixed, 1.0)):
@@ -49,7 +53,7 @@ def test_a_draw_takes_as_many_numbers_whatever_comes_of_it(options, seed, size):
     assert torch.equal(torch.rand(3, generator=unmixed), torch.rand(3, generator=mixed))
 
 
-@given(options=options, seed=seeds, size=sizes)
+@given(options=options | tiled, seed=seeds, size=sizes)
 def test_boxes_stay_in_the_frame_up_to_the_shift(options, seed, size):
     top, left, height, width = crops.draw(50, size, options, generator(seed)).boxes.unbind(1)
     reach = options.shift / size + 1e-6
@@ -75,7 +79,7 @@ def test_boxes_have_the_area_and_the_shape_that_was_asked_for(options, seed):
     assert (ratio <= options.ratio[1] + 1e-4).all()
 
 
-@given(options=options, seed=seeds, size=sizes)
+@given(options=options | tiled, seed=seeds, size=sizes)
 def test_views_stay_within_the_values_of_the_images(options, seed, size):
     images = torch.rand(4, 1, size, size, generator=generator(seed, "images"))
     views = crops.draw(4, size, options, generator(seed))
@@ -92,3 +96,15 @@ def test_the_own_share_of_cutmix_is_exact(seed, size, alpha):
     shown = crops.mix(torch.ones(1, 1, size, size), torch.zeros(1, 1, size, size), views)
     assert abs(shown.double().mean().item() - views.own_share) < 1e-9
     assert 0 <= views.own_share <= 1
+
+
+@given(options=tiled, seed=seeds, size=sizes)
+def test_a_tile_shows_no_other_tile(options, seed, size):
+    """Of mosaics with a colour for each tile, a tile's view has one colour: that of its box."""
+    tiles = options.tiles
+    colours = torch.arange(1.0, tiles**2 + 1).view(tiles, tiles)
+    image = colours.repeat_interleave(size // tiles, 0).repeat_interleave(size // tiles, 1)
+    views = replace(crops.draw(30, size, options, generator(seed)), partner=None)
+    shown = crops.apply(image.expand(30, 1, size, size), views)[views.sealed].flatten(1)
+    row, column = (views.boxes[views.sealed, :2] * tiles).long().unbind(1)
+    torch.testing.assert_close(shown, colours[row, column][:, None].expand_as(shown))

@@ -292,10 +292,8 @@ SURPRISES = [
     "baselines: random",
     "baselines: {random: 1}",
     "baselines: [rando]",
-    "model: convnet",
     "model: []",
     "model: [[]]",
-    "model: [convnet]",
     "model: {name: resnet18, width: 3}",
     "model: {name: {a: 1}}",
     "student: {models: null}",
@@ -325,6 +323,7 @@ SURPRISES = [
         for section in ("data", "partition", "model", "teacher", "distill", "relabel", "student",
                         "federation", "tracking")
         for value in ("null", "[]", "3", "text", "true")
+        if (section, value) != ("model", "text")  # the bare name of a network
     ),
 ]  # fmt: skip
 
@@ -440,3 +439,27 @@ def test_options_of_a_part_are_frozen_keywords_with_defaults(kind: str):
         part = registry.load(kind, name)
         assert part.__dataclass_params__.frozen, name
         assert config_file._parse(part, {})[1] == []
+
+
+def test_a_bare_name_is_a_network():
+    given = {"model": ["convnet", "resnet18"], "teacher": {"backbones": ["convnet", "resnet50"]}}
+    config = config_file.from_dict(given)
+    assert config.model == (ModelConfig(name="convnet"), ModelConfig(name="resnet18"))
+    assert [model.name for model in config.teachers_of(1)] == ["convnet", "resnet50"]
+    assert config_file.from_dict({"model": "resnet18"}).model == ModelConfig(name="resnet18")
+    assert config_file.loads(config_file.dump(config)) == config
+
+
+def test_who_asks_for_tiles_sees_some():
+    assert config_file.from_dict({"relabel": {"tiles": 2}}).relabel.tile_share == 0.5
+    none = config_file.from_dict({"relabel": {"tiles": 2, "tile_share": 0}})
+    assert none.relabel.tile_share == 0
+    assert config_file.loads(config_file.dump(none)) == none
+
+
+def test_our_own_protocol_shows_the_tiles_of_a_mosaic():
+    lic = config_file.from_dict({"distill": {"name": "lic"}})
+    assert (lic.relabel.tiles, lic.relabel.tile_share) == (2, 0.5)
+    assert lic.relabel.scale == (0.15, 1.0)
+    published = config_file.from_dict({"distill": {"name": "lic"}, "student": {"protocol": "rded"}})
+    assert (published.relabel.tiles, published.relabel.scale) == (1, (1.0, 1.0))

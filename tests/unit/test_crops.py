@@ -1,4 +1,7 @@
-"""Views: identity, shift, mirror, crop and mixing against torch's own functions."""
+"""Views: identity, shift, mirror, crop, tile and mixing against torch's own functions."""
+
+import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -176,3 +179,143 @@ def test_options_survive_a_dict():
     options = ViewOptions(scale=(0.2, 0.9), shift=3, mix="mixup", mix_alpha=0.8)
     tree = {**vars(options), "scale": [0.2, 0.9], "ratio": list(options.ratio)}
     assert ViewOptions.from_dict(tree) == options
+
+
+def mosaics(tiles: int, pixels: int, count: int = 2) -> Tensor:
+    """Mosaics of tiles x tiles images of so many pixels a side."""
+    size = tiles * pixels
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(tiles))
+
+
+def sealed(tiles: int, which: list[int], flip: bool = False) -> Views:
+    """The tiles with these numbers, one for each image."""
+    boxes = crops.tile_boxes(tiles)[which]
+    every = torch.full((len(which),), True)
+    return Views(boxes, every if flip else ~every, every)
+
+
+def cut_out(images: Tensor, tiles: int, number: int) -> Tensor:
+    pixels = images.shape[-1] // tiles
+    top, left = (place * pixels for place in divmod(number, tiles))
+    return images[..., top : top + pixels, left : left + pixels]
+
+
+TILINGS = [(2, 4), (2, 14), (2, 16), (2, 112), (3, 3), (3, 11), (4, 8), (5, 7), (7, 4), (6, 1)]
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize(("tiles", "pixels"), TILINGS)
+def test_a_tile_view_is_the_tile_cut_out_and_then_enlarged(tiles: int, pixels: int, flip: bool):
+    images = mosaics(tiles, pixels)
+    for number in {0, 1, tiles, tiles**2 // 2, tiles**2 - 1}:
+        piece = cut_out(images, tiles, number)
+        expected = F.interpolate(
+            piece, size=images.shape[-2:], mode="bilinear", align_corners=False
+        )
+        found = crops.apply(images, sealed(tiles, [number] * 2, flip))
+        expected = expected.flip(-1) if flip else expected
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("tiles", "pixels"), TILINGS)
+def test_nothing_of_the_next_tile_shows_in_a_tile_view(tiles: int, pixels: int):
+    for number in range(tiles**2):
+        images = torch.full((1, 1, tiles * pixels, tiles * pixels), 1e30)
+        cut_out(images, tiles, number).zero_()
+        assert crops.apply(images, sealed(tiles, [number])).count_nonzero() == 0
+
+
+def test_an_open_box_of_the_same_place_does_look_across_the_seam():
+    images = mosaics(2, 4)
+    closed = sealed(2, [0, 3])
+    differs = crops.apply(images, Views(closed.boxes, closed.flips)) != crops.apply(images, closed)
+    assert differs[0, 0].nonzero().min() == 0
+    assert differs[0, 0, -1].all()  # at the seam
+    assert not differs[0, 0, :-1, :-1].any()
+    assert differs[1, 0, 0].all()
+    assert not differs[1, 0, 1:, 1:].any()
+
+
+def test_the_tiles_are_numbered_row_by_row():
+    assert crops.tile_boxes(2).tolist() == [
+        [0, 0, 0.5, 0.5], [0, 0.5, 0.5, 0.5], [0.5, 0, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5],
+    ]  # fmt: skip
+    assert crops.tile_boxes(1).tolist() == [[0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("tiles", [2, 3])
+def test_a_share_of_the_views_shows_each_tile_as_often(tiles: int, share: float):
+    options = ViewOptions(scale=(0.3, 0.9), flip=True, tiles=tiles, tile_share=share)
+    views = crops.draw(9000, 12, options, generator(1))
+    assert views.sealed is not None
+    assert views.sealed.float().mean().item() == pytest.approx(share, abs=0.02)
+    shown = views.boxes[views.sealed]
+    for box in crops.tile_boxes(tiles) if share else []:
+        mine = (shown == box).all(1).float().mean().item()
+        assert mine == pytest.approx(1 / tiles**2, abs=0.025)
+    others = views.boxes[~views.sealed][:, None] == crops.tile_boxes(tiles)
+    assert not others.all(-1).any()
+    if share:
+        assert 0.4 < views.flips[views.sealed].float().mean().item() < 0.6
+
+
+def test_views_that_show_no_tile_are_those_of_images_that_are_no_mosaics():
+    plain = ViewOptions(scale=(0.3, 0.9), shift=1, flip=True)
+    tiled = replace(plain, tiles=2, tile_share=0.5)
+    first, second = (crops.draw(50, 8, options, generator(2)) for options in (plain, tiled))
+    assert first.sealed is None
+    assert second.sealed is not None
+    assert torch.equal(first.flips, second.flips)
+    assert torch.equal(first.boxes[~second.sealed], second.boxes[~second.sealed])
+
+
+@pytest.mark.parametrize("mix", ["mixup", "cutmix"])
+def test_tiles_are_mixed_with_the_view_of_the_partner(mix: str):
+    options = ViewOptions(scale=(0.4, 0.9), tiles=2, tile_share=0.5, mix=mix)  # type: ignore[arg-type]
+    views = next(
+        views
+        for views in (crops.draw(5, 8, options, generator(seed)) for seed in range(20))
+        if 0.2 < views.own_share < 0.8
+    )
+    assert views.partner is not None
+    assert views.sealed is not None
+    assert 0 < views.sealed.sum() < 5
+    shown = crops.apply(IMAGES, views)
+    for number in views.sealed.nonzero()[:, 0].tolist():
+        (tile,) = (crops.tile_boxes(2) == views.boxes[number]).all(1).nonzero()[:, 0].tolist()
+        piece = cut_out(IMAGES[number : number + 1], 2, tile)
+        expected = F.interpolate(piece, size=(8, 8), mode="bilinear", align_corners=False)
+        torch.testing.assert_close(shown[number : number + 1], expected)
+    expected = crops.mix(shown, shown[views.partner], views)
+    torch.testing.assert_close(crops.render(IMAGES, views, EVERYTHING), expected)
+    some = torch.tensor([4, 1, 4])
+    torch.testing.assert_close(crops.render(IMAGES, views, some), expected[some])
+
+
+def test_a_tile_keeps_the_colour_beyond_the_frame_out():
+    views, outside = sealed(2, [0, 3]), torch.full((3, 1, 1), -9.0)
+    images = mosaics(2, 4)
+    torch.testing.assert_close(
+        crops.apply(images, views, outside), crops.apply(images, views), rtol=0, atol=1e-5
+    )
+
+
+def test_the_gradient_of_a_tile_reaches_its_pixels_alone():
+    images = torch.rand(2, 1, 4, 4, dtype=torch.float64, requires_grad=True)
+    views = sealed(2, [1, 2])
+    assert torch.autograd.gradcheck(lambda x: crops.apply(x, views), (images,))
+    (gradient,) = torch.autograd.grad(crops.apply(images, views).sum(), images)
+    assert (cut_out(gradient[:1], 2, 1) > 0).all()
+    assert gradient[0].count_nonzero() == 4
+
+
+def test_a_card_speaks_of_tiles_only_where_there_are_some():
+    """Cards and hashes of sets made before there were mosaics stay valid."""
+    old = {"scale", "ratio", "shift", "flip", "mix", "mix_alpha", "mix_probability"}
+    plain = ViewOptions(scale=(0.2, 0.9), mix="cutmix")
+    assert plain.as_dict().keys() == old
+    assert ViewOptions.from_dict(json.loads(json.dumps(plain.as_dict()))) == plain
+    tiled = replace(plain, tiles=2, tile_share=0.5)
+    assert tiled.as_dict().keys() == old | {"tiles", "tile_share"}
+    assert ViewOptions.from_dict(json.loads(json.dumps(tiled.as_dict()))) == tiled

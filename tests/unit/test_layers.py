@@ -20,6 +20,7 @@ FLOORS = [
         "fedistill.flower_output",
         "fedistill.processes",
         "fedistill.seeding",
+        "fedistill.whitening",
     ],
     [
         "fedistill.config",
@@ -34,6 +35,7 @@ FLOORS = [
         "fedistill.simulation",
         "fedistill.slots",
         "fedistill.sources",
+        "fedistill.store",
     ],
     [
         "fedistill.augmentation",
@@ -45,10 +47,10 @@ FLOORS = [
         "fedistill.losses.statistics",
         "fedistill.mlflow_store",
         "fedistill.models.convnet",
+        "fedistill.models.wide_resnet",
         "fedistill.models.layers",
         "fedistill.partition",
         "fedistill.sets",
-        "fedistill.store",
         "fedistill.training",
     ],
     [
@@ -60,9 +62,13 @@ FLOORS = [
     ["fedistill.distillers.base", "fedistill.models", "fedistill.wire"],
     ["fedistill.relabel", "fedistill.student", "fedistill.teacher"],
     [
+        "fedistill.distillers.coreset",
+        "fedistill.distillers.inversion",
         "fedistill.losses.total_variation",
         "fedistill.planning",
+        "fedistill.ranking",
     ],
+    ["fedistill.distillers.gvbsm"],
     ["fedistill.distillers.sre2l"],
     [
         "fedistill.baselines",
@@ -239,7 +245,7 @@ net = teacher.freeze(build(ModelConfig(depth=2, width=4), spec, 0))
 images = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
 share = shares.Share(partition_id=0, images=images, counts=(1, 1), seconds={{}})
 synthetic = shares.integrate([share], {{0: [1, 1]}}, spec)
-config = RelabelConfig(views=2, **view_keys("default"))
+config = RelabelConfig(**{{**view_keys("default"), "views": 2}})
 cpu = torch.device("cpu")
 synthetic = relabel.relabel(
     synthetic, {{0: net}}, config, seed=0, device=cpu, dtype=torch.float32)

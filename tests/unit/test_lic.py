@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fedistill import mosaic
 from fedistill.distillers.base import Task
-from fedistill.distillers.lic import LIC, strided
+from fedistill.distillers.lic import LIC
 from fedistill.errors import ConfigError, ModelError
 from fedistill.images import ImageSet
 from fedistill.models import build
@@ -44,11 +44,6 @@ class Counting(nn.Module):
         else:
             self.plain += len(images)
         return self.classifier(self.features(images).flatten(1))
-
-
-def test_ranks_are_dealt_in_strides():
-    assert strided(torch.arange(6), 2).tolist() == [0, 2, 4, 1, 3, 5]
-    assert strided(torch.arange(4), 1).tolist() == [0, 1, 2, 3]
 
 
 class Brightness(nn.Module):

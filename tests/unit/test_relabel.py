@@ -8,7 +8,7 @@ import torch
 from fakes import CPU, Constant, tiny_config, tiny_set, tiny_spec, tiny_teacher
 from torch import nn
 
-from fedistill import crops, relabel
+from fedistill import crops, mosaic, relabel
 from fedistill.config import RelabelConfig
 from fedistill.relabel import choose_teachers, view_options
 from fedistill.seeding import generator
@@ -91,12 +91,15 @@ def test_mix_asks_nobody_who_has_no_teacher():
     assert drawn.unique().tolist() == [3, 7]
 
 
+@pytest.mark.parametrize("tiles", [1, 2])
 @pytest.mark.parametrize("mix", ["none", "mixup", "cutmix"])
-def test_labels_are_the_teachers_answers_to_the_replayed_views(mix: str):
+def test_labels_are_the_teachers_answers_to_the_replayed_views(mix: str, tiles: int):
     teacher = tiny_teacher()
-    synthetic = labelled({0: teacher}, tiny_set(clients=1), mix=mix, mix_probability=1.0, flip=True)
+    how = {"mix": mix, "mix_probability": 1.0, "flip": True, "tiles": tiles, "tile_share": 0.5}
+    synthetic = labelled({0: teacher}, tiny_set(clients=1), **how)
     labels = synthetic.soft_labels
     assert labels is not None
+    assert (labels.views(0, 8).sealed is not None) == (tiles > 1)
     images = SPEC.normalise(synthetic.images)
     for view in range(6):
         shown = crops.render(images, labels.views(view, 8), torch.arange(6))
@@ -148,6 +151,23 @@ def test_progress_ends_with_all_views():
         report=lambda done, total: told.append((done, total)),
     )
     assert told == [(view, 6) for view in range(1, 7)]
+
+
+def test_labels_of_single_tiles_are_the_answers_to_the_tiles_enlarged():
+    teacher = tiny_teacher()
+    labels = labelled({0: teacher}, tiny_set(clients=1), tiles=2, tile_share=1.0).soft_labels
+    assert labels is not None
+    images = SPEC.normalise(tiny_set(clients=1).images)
+    answers = torch.stack([teacher(tile) for tile in mosaic.expand(images, 2).view(6, 4, 1, 8, 8)])
+    for image in range(6):
+        for view in range(6):
+            distance = (answers[image] - labels.logits[view, image].float()).abs().amax(1)
+            assert distance.min() < 1e-2, (image, view)
+    seen = [
+        (answers[image] - labels.logits[:, image, None].float()).abs().amax(2).argmin(1)
+        for image in range(6)
+    ]
+    assert torch.cat(seen).unique().tolist() == [0, 1, 2, 3]
 
 
 def test_view_options_take_what_was_left_open_from_the_data_set():

@@ -1,8 +1,15 @@
-"""What a run's log shows: warnings with all their lines, and nothing else."""
+"""What a run's log shows, and what its processes are told."""
 
+import os
 from pathlib import Path
+from typing import Any
 
+import pytest
+from fakes import tiny_config
+
+from fedistill import processes, runner
 from fedistill.runner import _Log
+from fedistill.store import VARIABLE
 
 LINES = """\
 INFO :      distill: round 1 asks 2 clients
@@ -35,3 +42,35 @@ def test_a_clients_traceback_is_shown_whole_and_the_rest_is_kept(tmp_path: Path)
     wanted = [line for line in LINES[1:8] if line]
     assert [line for line in shown.lines if line] == wanted
     assert (tmp_path / "log.txt").read_text().splitlines() == LINES
+
+
+@pytest.mark.parametrize("backend", ["local", "flower"])
+@pytest.mark.parametrize(
+    ("store", "variable", "used"),
+    [("a", "", "a"), ("a", "b", "a"), (None, "b", "b"), (None, "", None)],
+)
+def test_all_processes_of_a_run_find_the_store_and_later_ones_do_not(
+    backend: str,
+    store: str | None,
+    variable: str,
+    used: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """A relative path would lead the processes of a simulation elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(VARIABLE, variable)
+    found: list[str | None] = []
+
+    def work(config: Any, output: Path, run_config: Any) -> None:
+        children = processes.environment(tmp_path, "/tmp/x", {})
+        assert children.get(VARIABLE) == os.environ.get(VARIABLE)
+        found.append(os.environ.get(VARIABLE))
+        (output / "result.json").write_text("{}")
+
+    monkeypatch.setattr(runner, f"_run_{backend}", work)
+    monkeypatch.setattr(runner, "preflight", lambda config: None)
+    (tmp_path / "out").mkdir()
+    runner.run(tiny_config(), tmp_path / "out", backend, Path(store) if store else None)
+    assert found == [str(tmp_path / used) if used else None]
+    assert os.environ[VARIABLE] == variable

@@ -104,14 +104,6 @@ def test_seed_and_number_decide_the_student(taught: SyntheticSet):
     assert not torch.equal(weights(trained(taught, short, number=1)[0]), first)
 
 
-def test_train_and_test_is_the_accuracy_of_the_student(taught: SyntheticSet):
-    where: dict[str, Any] = {"seed": 0, "number": 0, "device": CPU, "dtype": torch.float32}
-    top1, curve = student.train_and_test(taught, TEST, CONVNET, RECIPE, PLAIN, **where)
-    model, expected = trained(taught)
-    assert top1 == score(model)
-    assert curve == expected
-
-
 def test_the_moving_average_follows_its_formula():
     model = nn.Linear(2, 1)
     average = student._MovingAverage(model, 0.75)

@@ -11,7 +11,7 @@ from fedistill.config import TeacherConfig
 from fedistill.images import ImageSet
 from fedistill.seeding import generator
 from fedistill.teacher import augmentation, squeeze
-from fedistill.training import accuracy, learning_rate_factor, warmup_then_decay
+from fedistill.training import accuracy
 
 SPEC = tiny_spec()
 QUICK = TeacherConfig(epochs=2, batch_size=8)
@@ -97,36 +97,6 @@ def test_augmentation_follows_the_data_set_unless_the_user_says():
     assert augmentation(TeacherConfig(flip=False, shift=0), mirrored).flip is False
     assert augmentation(TeacherConfig(flip=False, shift=0), mirrored).shift == 0
     assert augmentation(TeacherConfig(), tiny_spec()).flip is False
-
-
-@pytest.mark.parametrize(
-    ("schedule", "start", "middle", "end"),
-    [
-        ("cosine", 1, 0.5, 0),
-        ("half_cosine", 1, (1 + 0.5**0.5) / 2, 0.5),
-        ("multistep", 1, 1, 0.125),
-        ("constant", 1, 1, 1),
-    ],
-)
-def test_the_learning_rate_at_start_middle_and_end(
-    schedule: str, start: float, middle: float, end: float
-):
-    found = [learning_rate_factor(schedule, done) for done in (0.0, 0.5, 1.0)]
-    assert found == pytest.approx([start, middle, end], abs=1e-12)
-
-
-def test_multistep_halves_at_its_steps():
-    factors = [learning_rate_factor("multistep", done) for done in (0.79, 0.8, 0.9, 0.95)]
-    assert factors == [1, 0.5, 0.25, 0.125]
-
-
-def test_warm_up_rises_to_1_and_then_falls_to_0():
-    assert warmup_then_decay(0.2, 0.0) == 0
-    assert warmup_then_decay(0.2, 0.1) == pytest.approx(0.5)
-    assert warmup_then_decay(0.2, 0.2) == pytest.approx(1)
-    assert warmup_then_decay(0.2, 0.6) == pytest.approx(0.5)
-    assert warmup_then_decay(0.2, 1.0) == pytest.approx(0)
-    assert warmup_then_decay(0.0, 0.0) == 1
 
 
 def test_label_smoothing_reaches_the_loss():
