@@ -33,6 +33,7 @@ _METHODS = ("augmentation", "distillers/*", "losses/*", "mosaic")
 _SOURCES: Mapping[str, tuple[str, ...]] = {
     "teacher": _TRAINING,
     "share": (*_TRAINING, *_METHODS),
+    "whitening": ("whitening",),
 }
 
 _log = logging.getLogger(__name__)

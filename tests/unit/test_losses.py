@@ -199,7 +199,7 @@ def test_total_variation_agrees_with_loops_over_the_pixels():
                     sums[name] += float(((other - images[..., row, column]) ** 2).sum())
     expected = sum(math.sqrt(value) for value in sums.values())
     assert total_variation(images).item() == pytest.approx(expected, rel=1e-5)
-    assert TotalVariation()(images, LABELS, LOGITS).item() == pytest.approx(expected, rel=1e-5)
+    assert TotalVariation()(images, LABELS).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_total_variation_of_flat_images_is_zero():
@@ -209,7 +209,7 @@ def test_total_variation_of_flat_images_is_zero():
 
 def test_image_norm_agrees_with_a_loop_over_the_images():
     expected = sum(math.sqrt(sum(float(v) ** 2 for v in image.flatten())) for image in INPUTS)
-    found = ImageNorm()(INPUTS, LABELS, LOGITS).item()
+    found = ImageNorm()(INPUTS, LABELS).item()
     assert found == pytest.approx(expected / len(INPUTS), rel=1e-5)
 
 
