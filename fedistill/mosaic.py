@@ -1,5 +1,6 @@
 """Mosaics: tiles x tiles small images in the place of one (IDC's multi-formation, RDED, LIC)."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -34,12 +35,15 @@ def split(images: Tensor, tiles: int) -> Tensor:
 def expand(images: Tensor, tiles: int) -> Tensor:
     """Cut mosaics into tiles and enlarge each to the frame: [M, C, H, W] to [M * tiles^2, ...].
 
-    Bilinear, without reading across a seam (IDC's decoder).
+    Bilinear, without reading across a seam (IDC's decoder). Written as two matrices: the backward
+    pass of `interpolate` is not deterministic on a GPU.
     """
     if tiles == 1:
         return images
-    parts = split(images, tiles)
-    return F.interpolate(parts, size=images.shape[-2:], mode="bilinear", align_corners=False)
+    size = images.shape[-1]
+    each_pixel = torch.eye(size // tiles, device=images.device, dtype=images.dtype)
+    weights = F.interpolate(each_pixel[None], size=size, mode="linear", align_corners=False)[0]
+    return weights.T @ split(images, tiles) @ weights
 
 
 def strided(ranked: Tensor, count: int) -> Tensor:

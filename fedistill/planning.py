@@ -24,7 +24,8 @@ def check(config: Config, spec: DataSpec) -> None:
     Raises:
         ConfigError: extra loss terms for a method that does not optimise, or tiles that do not
             fill an image.
-        ModelError: a model does not exist, does not take the images, or does not fit the method.
+        ModelError: a model does not exist, does not take the images, or does not fit the method
+            or a term.
     """
     distiller = distiller_of(config)
     if config.distill.regularizers and not distiller.takes_regularizers:
@@ -32,11 +33,16 @@ def check(config: Config, spec: DataSpec) -> None:
             f"distill.regularizers is given, and {config.distill.name} makes images without an "
             "optimisation that a term could enter; remove it, or use another distiller"
         )
+    terms = [
+        registry.build("losses", item.name, item.options) for item in config.distill.regularizers
+    ]
     rivals = [registry.build("distillers", name, {}) for name in config.coresets]
     for model_config in config.teacher_models:
         model = build(model_config, spec, config.seed, "check")
         for part in (distiller, *rivals):
             part.check(model, model_config, spec)
+        for term in terms:
+            term.check(model, spec)
     for model_config in config.student.networks:
         build(model_config, spec, config.seed, "check")
     mosaic.require_tiles(config.relabel.tiles or 1, spec.size, "relabel.tiles")

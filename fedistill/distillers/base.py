@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -57,6 +57,15 @@ class Task:
         """Return a generator of this client's for one stage."""
         return generator(self.seed, "recover", self.partition_id, self.attempt, *path)
 
+    def earlier(self) -> "Task | None":
+        """Return what was made so far as one first request; None: nothing was.
+
+        A method that chooses real images by rank repeats that choice, to leave them out.
+        """
+        if not any(self.made):
+            return None
+        return replace(self, counts=self.made, made=(), attempt=0)
+
     def terms(self) -> list[tuple[float, Regularizer]]:
         """Return the extra loss terms, ready for use, with their weights."""
         around = Surroundings(
@@ -81,8 +90,9 @@ class Distilled:
     """What a distiller hands back.
 
     Attributes:
-        images: uint8 [M, C, H, W], class by class in the order of `Task.labels`. The first k
-            images of a class are a set of their own: smaller IPC are prefixes of larger ones.
+        images: uint8 [M, C, H, W], class by class in the order of `Task.labels`. Sets of a
+            smaller IPC get the first images of each class: methods that choose put the best
+            there; where images are optimised together, they were made for the largest IPC.
         curve: (iteration, loss), thinned.
     """
 

@@ -44,7 +44,7 @@ from torch.utils.checkpoint import checkpoint
 from fedistill import augmentation
 from fedistill.augmentation import Parameters
 from fedistill.config import ModelConfig
-from fedistill.distillers.base import Distilled, Distiller, Progress, Task, real_images
+from fedistill.distillers.base import Distilled, Distiller, Progress, Task, first_images
 from fedistill.errors import ModelError
 from fedistill.images import DataSpec
 from fedistill.models import build
@@ -116,7 +116,7 @@ class DM(Distiller):
 
     def distill(self, task: Task) -> Distilled:
         """Optimise all images, each step with the gradient of every class."""
-        images = self._start(task).to(task.device).requires_grad_()
+        images = first_images(task, self.init).to(task.device).requires_grad_()
         optimizer = torch.optim.SGD([images], lr=self.lr, momentum=self.momentum)
         losses = _Losses(self, task)
         progress = Progress(task, self.iterations)
@@ -126,17 +126,6 @@ class DM(Distiller):
             optimizer.step()
             task.spec.clamp_(images)
         return Distilled(task.spec.to_uint8(images.detach()).cpu(), progress.curve)
-
-    def _start(self, task: Task) -> Tensor:
-        spec = task.spec
-        shape = (sum(task.counts), spec.channels, spec.size, spec.size)
-        noise = torch.randn(shape, generator=task.stream("noise"))
-        if self.init == "noise":
-            return noise
-        rank = torch.cat([torch.arange(count) for count in task.counts])
-        held = torch.tensor(task.shard.histogram(spec.num_classes))[task.labels]
-        fresh = (rank < held)[:, None, None, None]
-        return torch.where(fresh, spec.normalise(real_images(task)), noise)
 
 
 class _Losses:

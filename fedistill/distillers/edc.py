@@ -1,8 +1,8 @@
 """EDC: G-VBSM with every choice made again.
 
 Shao, Zhou, Chen and Shen, "Elucidating the Design Space of Dataset Condensation" (NeurIPS 2024).
-To G-VBSM's loss, Eq. 5 adds statistics class by class (soft category-aware matching), and Sec. 3.2
-a flatness term; images start from real ones:
+To G-VBSM's loss, Eq. 5 adds statistics class by class (soft category-aware matching), and its
+Sec. 3 a flatness term; images start from real ones:
 
     L = CE + statistics_weight * (alpha Matching(all) + (1 - alpha) Matching(by class))
            + flatness_weight * Flatness.
@@ -72,6 +72,7 @@ class EDC(GVBSM):
         rate, temperature = self.flatness_rate, self.flatness_temperature
         return [
             *super().rules(),
+            *self.not_negative("flatness_weight"),
             (0 <= self.alpha <= 1, f"alpha is {self.alpha}; accepted: 0 to 1"),
             (0 <= rate < 1, f"flatness_rate is {rate}; accepted: 0 to below 1"),
             (temperature > 0, f"flatness_temperature is {temperature}; accepted: above 0"),

@@ -37,8 +37,7 @@ from torch import Tensor, nn
 from fedistill.distillers.base import Task
 from fedistill.distillers.inversion import Inversion, Objective, Order, Show, shard_batches
 from fedistill.losses.densification import densification
-from fedistill.losses.layer_statistics import LayerMatching, LayerStatistics, layer_statistics
-from fedistill.training import autocast
+from fedistill.losses.layer_statistics import LayerMatching, layer_statistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +63,7 @@ class GVBSM(Inversion):
         """See `Inversion`."""
         return [
             *super().rules(),
+            *self.not_negative("statistics_weight", "first_weight", "densify_weight"),
             (0 <= self.momentum < 1, f"momentum is {self.momentum}; accepted: 0 to below 1"),
             (0 <= self.drop < 1, f"drop is {self.drop}; accepted: 0 to below 1"),
         ]
@@ -88,7 +88,12 @@ class Matching(Objective):
         self._matchings = [
             LayerMatching(
                 teacher,
-                _statistics(options, task, teacher),
+                layer_statistics(
+                    teacher,
+                    shard_batches(task, options.views(task.spec)),
+                    task.spec.num_classes,
+                    task.dtype,
+                ),
                 alpha=alpha,
                 first_weight=options.first_weight,
                 momentum=options.momentum,
@@ -119,10 +124,3 @@ class Matching(Objective):
         if options.densify_weight:
             loss = loss + options.densify_weight * densification(images, self._labels)
         return loss, logits, self._teachers[asked]
-
-
-def _statistics(options: GVBSM, task: Task, teacher: nn.Module) -> LayerStatistics:
-    real = shard_batches(task, options.views(task.spec))
-    # Means over many images: the rounding of single activations averages out.
-    with autocast(task.device, task.dtype):
-        return layer_statistics(teacher, real, task.spec.num_classes)

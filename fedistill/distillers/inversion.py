@@ -83,8 +83,13 @@ class Inversion(Distiller):
             (self.lr > 0, f"lr is {self.lr}; accepted: above 0"),
             (self.batch_size >= 1, f"batch_size is {self.batch_size}; accepted: 1 or more"),
             (0 < self.crop <= 1, f"crop is {self.crop}; accepted: above 0, up to 1"),
-            (self.shift >= 0, f"shift is {self.shift}; accepted: 0 or more"),
+            *self.not_negative("shift"),
         ]
+
+    def not_negative(self, *keys: str) -> list[tuple[bool, str]]:
+        """List the rules that these options are 0 or more."""
+        values = {key: getattr(self, key) for key in keys}
+        return [(v >= 0, f"{key} is {v}; accepted: 0 or more") for key, v in values.items()]
 
     def views(self, spec: DataSpec) -> ViewOptions:
         """Return what images of a data set are shown as."""

@@ -18,7 +18,8 @@ Choices where the paper is silent or contradicts itself:
 - g is a random crop, and a mirror where the data set allows it, drawn for each image and step
   (the paper: DSA);
 - ranks are strided over the mosaics as in RDED, so that no mosaic holds only the best;
-- the pool grows where it would hold fewer than twice the images needed;
+- the pool grows where it would hold fewer than twice the images needed; a client that is asked
+  again leaves out the images that it has used;
 - several teachers take turns, step by step.
 
 Cost of an image: `iterations` x tiles^2 forward passes of originals and as many forward and
@@ -108,9 +109,10 @@ class LIC(Distiller):
         parts = [_choose(self, task, label, count) for label, count in enumerate(task.counts)]
         chosen = torch.cat(parts)  # tiles^2 real images for each mosaic, mosaic by mosaic
         batches = list(torch.arange(sum(task.counts)).split(self.batch_size))
-        progress = Progress(task, self.iterations * len(batches), first=self.iterations)
+        progress = Progress(task, self.iterations * len(batches), self.iterations)
+        run = _Compensation(self, task, progress)
         images = [
-            _compensate(self, task, chosen.view(-1, self.tiles**2)[batch], batch, number, progress)
+            run.batch(chosen.view(-1, self.tiles**2)[batch], task.labels[batch], number)
             for number, batch in enumerate(batches)
             if len(batch)
         ]
@@ -123,6 +125,9 @@ def _choose(options: LIC, task: Task, label: int, count: int) -> Tensor:
     """Return indices into the shard of the images that the teachers are surest about."""
     wanted = count * options.real_images_per_image
     mine = (task.shard.labels == label).nonzero()[:, 0]
+    earlier = task.earlier()
+    if earlier is not None:
+        mine = mine[~torch.isin(mine, _choose(options, earlier, label, earlier.counts[label]))]
     assert wanted <= len(mine), f"asked for {wanted} images of class {label}, has {len(mine)}"
     if not count:
         return mine[:0]
@@ -141,58 +146,63 @@ def _choose(options: LIC, task: Task, label: int, count: int) -> Tensor:
     return mosaic.strided(pool[best], count)
 
 
-def _compensate(
-    options: LIC, task: Task, chosen: Tensor, index: Tensor, number: int, progress: Progress
-) -> Tensor:
-    """Make one batch of mosaics.
+class _Compensation:
+    """The optimisation, and what stays from batch to batch."""
 
-    Args:
-        options: of the method.
-        task: with the real images and the teachers.
-        chosen: for each mosaic its real images, indices into the shard, [B, tiles^2].
-        index: which images of the task these are, [B].
-        number: of the batch.
-        progress: told of every step.
+    def __init__(self, options: LIC, task: Task, progress: Progress) -> None:
+        spec = task.spec
+        self._options = options
+        self._task = task
+        self._progress = progress
+        self._terms = task.terms()
+        self._teachers = [
+            (teacher, layers.resolve(teacher, options.layer, spec.channels, spec.size))
+            for teacher in task.teachers
+        ]
+        # In normalised pixels, whatever networks see: half of a whitened image is no whitened one.
+        self._plain = replace(spec, zca=None)
 
-    Returns:
-        uint8 [B, C, H, W] on the CPU.
-    """
-    spec, tiles = task.spec, options.tiles
-    # In normalised pixels, whatever networks see: half of a whitened image is no whitened image.
-    plain = replace(spec, zca=None)
-    low, high = plain.pixel_bounds(task.device)
+    def batch(self, chosen: Tensor, labels: Tensor, number: int) -> Tensor:
+        """Make one batch of mosaics.
 
-    def seen(pixels: Tensor) -> Tensor:
-        return pixels if spec.zca is None else spec.normalise(255 * (pixels - low) / (high - low))
+        Args:
+            chosen: for each mosaic its real images, indices into the shard, [B, tiles^2].
+            labels: of the mosaics, int64 [B].
+            number: of the batch.
 
-    real = task.shard.images[chosen.flatten()].to(task.device)
-    originals, labels = spec.normalise(real), task.labels[index].to(task.device)
-    images = mosaic.assemble(mosaic.shrink(plain.normalise(real), tiles), tiles).clamp(low, high)
-    if not options.iterations:
-        return plain.to_uint8(images).cpu()
-    images.requires_grad_()
-    optimizer = torch.optim.Adam([images], lr=options.lr, betas=(0.5, 0.9))
-    stream = task.stream("batch", number)
-    views = ViewOptions(scale=(options.crop, 1.0), flip=spec.flip)
-    terms = task.terms()
-    teachers = [
-        (teacher, layers.resolve(teacher, options.layer, spec.channels, spec.size))
-        for teacher in task.teachers
-    ]
-    for step in range(options.iterations):
-        factor = learning_rate_factor("cosine", step / options.iterations)
-        set_learning_rate(optimizer, options.lr * factor)
-        frames = crops.draw(len(originals), spec.size, views, stream)
-        teacher, layer = teachers[step % len(teachers)]
-        with torch.no_grad():
-            wanted = layers.output_of(teacher, layer, crops.apply(originals, frames))
-        shown = crops.apply(seen(mosaic.expand(images, tiles)), frames)
-        found = layers.output_of(teacher, layer, shown)
-        loss = F.mse_loss(found, wanted)
-        for weight, term in terms:
-            loss = loss + weight * term(seen(images), labels)
-        (images.grad,) = torch.autograd.grad(loss, images)
-        optimizer.step()
-        plain.clamp_(images)
-        progress.step(loss)
-    return plain.to_uint8(images.detach()).cpu()
+        Returns:
+            uint8 [B, C, H, W] on the CPU.
+        """
+        options, task, plain = self._options, self._task, self._plain
+        spec, tiles = task.spec, options.tiles
+        real = task.shard.images[chosen.flatten()].to(task.device)
+        originals, labels = spec.normalise(real), labels.to(task.device)
+        images = mosaic.assemble(mosaic.shrink(plain.normalise(real), tiles), tiles)
+        plain.clamp_(images).requires_grad_()
+        optimizer = torch.optim.Adam([images], lr=options.lr, betas=(0.5, 0.9))
+        stream = task.stream("batch", number)
+        views = ViewOptions(scale=(options.crop, 1.0), flip=spec.flip)
+        for step in range(options.iterations):
+            factor = learning_rate_factor("cosine", step / options.iterations)
+            set_learning_rate(optimizer, options.lr * factor)
+            frames = crops.draw(len(originals), spec.size, views, stream)
+            teacher, layer = self._teachers[step % len(self._teachers)]
+            with torch.no_grad():
+                wanted = layers.output_of(teacher, layer, crops.apply(originals, frames))
+            shown = crops.apply(self._seen(mosaic.expand(images, tiles)), frames)
+            found = layers.output_of(teacher, layer, shown)
+            loss = F.mse_loss(found, wanted)
+            for weight, term in self._terms:
+                loss = loss + weight * term(self._seen(images), labels)
+            (images.grad,) = torch.autograd.grad(loss, images)
+            optimizer.step()
+            plain.clamp_(images)
+            self._progress.step(loss)
+        return plain.to_uint8(images.detach()).cpu()
+
+    def _seen(self, pixels: Tensor) -> Tensor:
+        """Turn normalised pixels into what networks see; differentiable."""
+        if self._task.spec.zca is None:
+            return pixels
+        low, high = self._plain.pixel_bounds(pixels.device)
+        return self._task.spec.normalise(255 * (pixels - low) / (high - low))

@@ -22,7 +22,7 @@ Departures:
 
 The first k composites are prefixes of the set: with factor 1 they are the k best crops, with a
 larger factor they differ from those that would be made for k alone. A client that is asked again
-draws another pool and other crops.
+draws another pool, of the images that it has not used, and other crops.
 
 Cost: pool * crops forward passes a class (1500 with the defaults), no backward pass.
 Published: factor 1 up to 64 pixels, 2 for ImageNet; 5 crops; 300 images. Students: protocol
@@ -130,6 +130,9 @@ def _best(options: RDED, task: Task, label: int) -> tuple[Tensor, Views, float]:
     count = task.counts[label]
     wanted = count * options.real_images_per_image
     mine = (task.shard.labels == label).nonzero()[:, 0]
+    earlier = task.earlier()
+    if earlier is not None and earlier.counts[label]:
+        mine = mine[~torch.isin(mine, _best(options, earlier, label)[0])]
     assert wanted <= len(mine), f"asked for {wanted} crops of class {label}, has {len(mine)} images"
     order = torch.randperm(len(mine), generator=task.stream("pool", label))
     pool = mine[order[: max(options.pool, wanted)]]

@@ -29,7 +29,6 @@ from fedistill.losses.statistics import (
     class_statistics,
 )
 from fedistill.models.build import batch_norms
-from fedistill.training import autocast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +45,11 @@ class SRe2L(Inversion):
     bn_weight: float = 1.0
     first_bn_weight: float = 10.0
     class_bn_weight: float = 0.0
+
+    def rules(self) -> list[tuple[bool, str]]:
+        """See `Inversion`."""
+        weights = self.not_negative("bn_weight", "first_bn_weight", "class_bn_weight")
+        return [*super().rules(), *weights]
 
     @property
     def needs_batch_norm(self) -> bool:
@@ -89,8 +93,6 @@ class _Alignment(Objective):
 def _class_statistics(options: SRe2L, task: Task, teacher: nn.Module) -> list[ClassStatistics]:
     if not options.class_bn_weight:
         return []
-    # Means over many images: the rounding of single activations averages out.
-    with autocast(task.device, task.dtype):
-        return class_statistics(
-            teacher, batch_norms(teacher), shard_batches(task), task.spec.num_classes
-        )
+    return class_statistics(
+        teacher, batch_norms(teacher), shard_batches(task), task.spec.num_classes, task.dtype
+    )

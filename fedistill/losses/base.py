@@ -40,6 +40,14 @@ class Regularizer(ABC):
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
 
+    def check(self, model: nn.Module, spec: DataSpec) -> None:
+        """Refuse a teacher's network, freshly made, or a data set that the term cannot use.
+
+        Raises:
+            ModelError: with what is accepted.
+        """
+        return
+
     def prepared(self, around: Surroundings) -> "Regularizer":
         """Return the term that one client's optimisation calls; most need nothing more."""
         return self

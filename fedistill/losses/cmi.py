@@ -43,8 +43,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedistill.config import ModelConfig, TeacherConfig
+from fedistill.errors import ModelError
+from fedistill.images import DataSpec
 from fedistill.losses.base import Regularizer, Surroundings
-from fedistill.models.features import penultimate
+from fedistill.models import build
+from fedistill.models.features import classifier_of, penultimate
 from fedistill.seeding import generator
 from fedistill.teacher import squeeze
 
@@ -102,18 +105,28 @@ class CMI(Regularizer):
         if broken:
             raise ValueError("; ".join(broken))
 
-    def prepared(self, around: Surroundings) -> Regularizer:
-        """Train the proxies if there are to be any.
+    def check(self, model: nn.Module, spec: DataSpec) -> None:
+        """Refuse a network to ask that does not exist, or has no features."""
+        try:
+            if self.network == "proxy":
+                model = build(self._proxy, spec, 0, "check")
+            if self.space == "features":
+                classifier_of(model)
+        except ModelError as error:
+            raise ModelError(f"distill.regularizers, the networks of cmi: {error}") from error
 
-        Raises:
-            ModelError: the proxies' network does not exist, or does not take the images.
-        """
+    @property
+    def _proxy(self) -> ModelConfig:
+        if self.model == "convnet":
+            return ModelConfig(width=self.width, norm="instance")
+        return ModelConfig(name=self.model)
+
+    def prepared(self, around: Surroundings) -> Regularizer:
+        """Train the proxies if there are to be any."""
         networks = around.teachers if self.network == "teacher" else self._proxies(around)
         return _Asked(self, networks, generator(around.seed, *around.path, "cmi", "calls"))
 
     def _proxies(self, around: Surroundings) -> list[nn.Module]:
-        convnet = ModelConfig(width=self.width, norm="instance")
-        model = convnet if self.model == "convnet" else ModelConfig(name=self.model)
         # The published recipe: no augmentation.
         recipe = TeacherConfig(
             epochs=self.epochs,
@@ -129,7 +142,7 @@ class CMI(Regularizer):
             squeeze(
                 around.shard,
                 around.spec,
-                model,
+                self._proxy,
                 recipe,
                 seed=around.seed,
                 path=(*around.path, "cmi", "proxy", number),

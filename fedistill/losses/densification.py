@@ -1,7 +1,7 @@
 """Data densification: images of one class should not be copies of each other (G-VBSM).
 
 Shao et al., "Generalized Large-Scale Data Condensation via Various Backbone and Statistical
-Matching" (CVPR 2024), Sec. 3.1. With X the n images of a class as rows of d pixels, and l the
+Matching" (CVPR 2024), Sec. 3. With X the n images of a class as rows of d pixels, and l the
 eigenvalues of X X^T / d, summed over the classes,
 
     KL( stop_gradient(softmax(l / 4)) || softmax(l) ):
@@ -64,7 +64,7 @@ class Densification(Regularizer):
     temperature: float = TEMPERATURE
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
+        if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}; accepted: above 0")
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Flatness: a teacher should answer to images as it does to their moving average (EDC).
 
-Shao et al., "Elucidating the Design Space of Dataset Condensation" (NeurIPS 2024), Sec. 3.2: an
+Shao et al., "Elucidating the Design Space of Dataset Condensation" (NeurIPS 2024), Sec. 3: an
 image at which the loss is flat answers like its neighbours on the way there. With z the
 logits, under the same crop and mirror,
 

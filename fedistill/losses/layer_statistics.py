@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from fedistill.losses.statistics import by_class, image_moments, moments, whole_batch
+from fedistill.training import autocast
 
 _PATCH = 4  # pixels a side (G-VBSM's code)
 _SMALLEST = 1e-12  # a squared norm below this has no slope: that of a root at 0 is infinite
@@ -74,8 +75,9 @@ class Tap:
     patches: bool
 
     def moments(self, inputs: Tensor, centre: Tensor) -> Moments:
-        """Return the moments [B, n] of each image."""
-        return patch_moments(inputs, centre) if self.patches else image_moments(inputs, centre)
+        """Return the moments [B, n] of each image, in float32 whatever the network runs in."""
+        with autocast(inputs.device, torch.float32):
+            return patch_moments(inputs, centre) if self.patches else image_moments(inputs, centre)
 
 
 def taps(model: nn.Module) -> list[Tap]:
@@ -139,7 +141,10 @@ class LayerStatistics:
 
 @torch.no_grad()
 def layer_statistics(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_classes: int
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    num_classes: int,
+    dtype: torch.dtype = torch.float32,
 ) -> LayerStatistics:
     """Measure what a network sees of real data; one pass.
 
@@ -149,6 +154,7 @@ def layer_statistics(
         model: in eval mode.
         batches: normalised images [B, C, H, W] and labels [B]; at least one batch.
         num_classes: the row of a class without images holds zeros.
+        dtype: of the convolutions; over many images the rounding of activations averages out.
     """
     places = taps(model)
     device = next(model.parameters()).device
@@ -157,7 +163,8 @@ def layer_statistics(
     sums: Tensor | None = None
     sizes: list[int] = []
     for images, labels in batches:
-        _, found = observe(model, images, places, zeros)
+        with autocast(device, dtype):
+            _, found = observe(model, images, places, zeros)
         sizes = [first.shape[1] for first, _ in found]
         both = torch.stack([torch.cat(parts, 1) for parts in zip(*found, strict=True)])
         member = torch.nn.functional.one_hot(labels, num_classes).to(both).T
@@ -226,6 +233,11 @@ class LayerMatching:
         self._tap_of_column = torch.block_diag(
             *(torch.ones(size, 1, device=device) for size in sizes)
         )
+        numbers: dict[nn.Module, int] = {}
+        for tap in real.taps:
+            if isinstance(tap.layer, nn.Conv2d):
+                numbers.setdefault(tap.layer, len(numbers))
+        self._convolution = [numbers.get(tap.layer) for tap in real.taps]
         first = [tap.layer is real.taps[0].layer for tap in real.taps]
         self._weights = torch.where(torch.tensor(first, device=device), first_weight, 1.0)
 
@@ -265,14 +277,10 @@ class LayerMatching:
         return logits, self._shares @ norms[:, kept] @ self._weights[kept]
 
     def _draw(self) -> list[int]:
-        """Choose the taps of one iteration; a convolution's stay or go together."""
-        layers = list(dict.fromkeys(tap.layer for tap in self._taps))
-        left_out = torch.rand(len(layers), generator=self._stream) < self._drop
-        return [
-            number
-            for number, tap in enumerate(self._taps)
-            if isinstance(tap.layer, nn.BatchNorm2d) or not left_out[layers.index(tap.layer)]
-        ]
+        """Choose the taps of one iteration; those of one convolution stay or go together."""
+        count = len(set(self._convolution) - {None})
+        dropped = (torch.rand(count, generator=self._stream) < self._drop).tolist()
+        return [tap for tap, own in enumerate(self._convolution) if own is None or not dropped[own]]
 
     def _smooth(self, now: Tensor, columns: Tensor) -> Tensor:
         """Return the moving average, with the gradient of the current value alone."""

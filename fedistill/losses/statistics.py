@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedistill.training import autocast
+
 
 class _Moments(torch.autograd.Function):
     """First and second moment over some dimensions, with a backward pass of one multiply-add.
@@ -161,6 +163,7 @@ def class_statistics(
     layers: Sequence[nn.BatchNorm2d],
     batches: Iterable[tuple[Tensor, Tensor]],
     num_classes: int,
+    dtype: torch.dtype = torch.float32,
 ) -> list[ClassStatistics]:
     """Measure what each BatchNorm layer of a network sees of each class; one pass over the data.
 
@@ -169,6 +172,8 @@ def class_statistics(
         layers: its BatchNorm layers.
         batches: normalised images [B, C, H, W] and labels [B].
         num_classes: classes without images get zeros.
+        dtype: of the convolutions; over many images the rounding of activations averages out,
+            that of the sums would not.
     """
     inputs: dict[int, Tensor] = {}
     hooks = [
@@ -183,7 +188,8 @@ def class_statistics(
     second = [torch.zeros_like(total) for total in first]
     try:
         for images, labels in batches:
-            model(images)
+            with autocast(device, dtype):
+                model(images)
             member = torch.nn.functional.one_hot(labels, num_classes).to(torch.float32).T
             count += member.sum(1, keepdim=True)
             for number in range(len(layers)):

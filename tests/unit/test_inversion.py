@@ -190,5 +190,8 @@ def test_a_teacher_without_batch_norm_will_do():
 def test_all_wrong_options_are_told_at_once():
     with pytest.raises(ValueError, match="iterations is 0; accepted: 1 or more") as error:
         EDC(iterations=0, lr=0, batch_size=0, crop=2, shift=-1, momentum=1, drop=-1, alpha=2,
-            flatness_rate=1, flatness_temperature=0)  # fmt: skip
-    assert len(str(error.value).split("; accepted: ")) == 1 + 10
+            flatness_rate=1, flatness_temperature=0, statistics_weight=-1, first_weight=-1,
+            densify_weight=-1, flatness_weight=-1)  # fmt: skip
+    assert len(str(error.value).split("; accepted: ")) == 1 + 14
+    with pytest.raises(ValueError, match=r"bn_weight is -1.*first_bn_w.*class_bn_weight is -1"):
+        SRe2L(bn_weight=-1, first_bn_weight=-1, class_bn_weight=-1)

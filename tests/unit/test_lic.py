@@ -1,5 +1,7 @@
 """LIC: the choice, the loss, and what an image costs."""
 
+from dataclasses import dataclass, replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from fedistill.distillers.base import Task
 from fedistill.distillers.lic import LIC
 from fedistill.errors import ConfigError, ModelError
 from fedistill.images import ImageSet
+from fedistill.losses.base import Regularizer, Surroundings
 from fedistill.models import build
 
 SPEC = tiny_spec()
@@ -65,6 +68,37 @@ def test_a_mosaic_holds_the_images_the_teacher_is_surest_about_best_and_worst_mi
     made = LIC(iterations=0).distill(task([2, 0, 0], Brightness(), shard=shard)).images
     tiles = mosaic.split(made.float(), 2).mean((1, 2, 3)).view(2, 4)
     assert tiles.tolist() == [[220, 180, 140, 100], [200, 160, 120, 80]]
+
+
+def test_a_later_request_leaves_out_the_images_that_are_used():
+    levels = torch.arange(12, dtype=torch.uint8) * 20
+    shard = ImageSet(levels[:, None, None, None].repeat(1, 1, 8, 8), torch.zeros(12).long())
+    first = task([2, 0, 0], Brightness(), shard=shard)
+    later = replace(first, counts=[1, 0, 0], attempt=1, made=[2, 0, 0])
+    made = torch.cat([LIC(iterations=0).distill(it).images for it in (first, later)])
+    used = mosaic.split(made.float(), 2).mean((1, 2, 3))
+    assert sorted(used.tolist()) == levels.tolist()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noted(Regularizer):
+    """Notes how often it is prepared."""
+
+    prepared_for: list[int]
+
+    def prepared(self, around: Surroundings) -> Regularizer:
+        self.prepared_for.append(around.seed)
+        return self
+
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        return images.square().mean()
+
+
+def test_terms_are_prepared_once_for_all_batches():
+    noted = Noted(prepared_for=[])
+    given = replace(task([2, 1, 1]), regularizers=[(1.0, noted)])
+    LIC(iterations=1, batch_size=1).distill(given)
+    assert noted.prepared_for == [given.seed]
 
 
 def test_without_iterations_a_tile_is_the_shrunken_image():

@@ -177,6 +177,17 @@ def test_hooks_are_gone_after_the_block_even_after_an_error():
     assert not any(layer._forward_pre_hooks for layer in layers)
 
 
+def test_class_statistics_are_summed_in_float32_whatever_the_network_runs_in():
+    # No convolution rounds anything here: all that is left is the rounding of the sums.
+    model = nn.Sequential(nn.BatchNorm2d(2)).eval()
+    images = 10 + torch.randn(200, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    batches = [(images, torch.zeros(200).long())]
+    found = class_statistics(model, batch_norms(model), batches, 1, torch.bfloat16)[0]
+    torch.testing.assert_close(found.mean[0], images.mean((0, 2, 3)))
+    expected = images.var((0, 2, 3), unbiased=False)
+    torch.testing.assert_close(found.var[0], expected, rtol=1e-3, atol=0)
+
+
 def test_class_statistics_remove_their_hooks_after_an_error():
     model = tiny_teacher()
     with pytest.raises(RuntimeError):

@@ -37,3 +37,25 @@ def test_an_expanded_tile_knows_nothing_of_the_others():
     assert torch.equal(before[1:], after[1:])
     alone = F.interpolate(images[..., 4:, :4], scale_factor=2, mode="bilinear")
     assert torch.allclose(before[2], alone[0])
+
+
+@pytest.mark.parametrize("tiles", [2, 3, 4])
+def test_expand_is_bilinear_and_so_is_its_gradient(tiles: int):
+    images = torch.rand(2, 3, 12, 12, requires_grad=True)
+    slope = torch.rand(2 * tiles**2, 3, 12, 12)
+    plain = F.interpolate(mosaic.split(images, tiles), scale_factor=tiles, mode="bilinear")
+    found = mosaic.expand(images, tiles)
+    torch.testing.assert_close(found, plain)
+    gradients = [torch.autograd.grad(it, images, slope)[0] for it in (found, plain)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_no_backward_pass_of_expand_adds_in_random_order_on_a_gpu():
+    found = mosaic.expand(torch.rand(1, 3, 8, 8, requires_grad=True), 2)
+    names, todo = set(), [found.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is not None:
+            names.add(type(node).__name__)
+            todo += [parent for parent, _ in node.next_functions]
+    assert not [name for name in names if "Upsample" in name or "Grid" in name]

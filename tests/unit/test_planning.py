@@ -8,7 +8,7 @@ import pytest
 from fakes import tiny_config, tiny_spec
 
 from fedistill import planning, registry, slots
-from fedistill.config import Config
+from fedistill.config import Config, ModelConfig
 from fedistill.distillers.base import Distilled, Distiller, Task
 from fedistill.errors import ConfigError, ModelError, PartitionError
 
@@ -75,6 +75,27 @@ def test_terms_for_a_method_without_an_optimisation_are_refused(pairs: Config):
 def test_networks_that_do_not_fit_are_refused(sections: dict[str, Any], says: str):
     with pytest.raises(ModelError, match=says):
         planning.check(tiny_config(**sections), SPEC)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "says"),
+    [
+        ("convnet", {"network": "proxy", "model": "resnet19"}, "resnet19"),
+        ("convnet", {"network": "proxy", "model": "alexnet"}, "alexnet"),
+        ("squeezenet1_0", {}, "no linear layer"),
+    ],
+    ids=str,
+)
+def test_networks_that_a_term_cannot_ask_are_refused(
+    model: str, options: dict[str, Any], says: str
+):
+    term = {"name": "cmi", "weight": 1.0, **options}
+    tree: dict[str, Any] = {"distill": {"name": "gvbsm", "regularizers": [term]}}
+    spec = tiny_spec(channels=3, size=32 if model == "squeezenet1_0" else 8)
+    config = tiny_config(**tree)
+    config = replace(config, model=ModelConfig(name=model))
+    with pytest.raises(ModelError, match=rf"distill\.regularizers.* cmi: .*{says}"):
+        planning.check(config, spec)
 
 
 @pytest.mark.parametrize("tiles", [3, 5, 16])

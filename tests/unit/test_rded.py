@@ -162,6 +162,15 @@ def test_the_tiles_are_of_different_images_of_the_class():
     assert sorted(tiles[12:]) == others
 
 
+@pytest.mark.parametrize("pool", [6, 300])
+def test_a_later_request_leaves_out_the_images_that_are_used(pool: int):
+    levels = [20 * level for level in range(12)]
+    first = task([2, 0, 0], Brightness(), shard=flat(levels))
+    later = replace(first, counts=[1, 0, 0], attempt=1, made=[2, 0, 0])
+    made = [RDED(factor=2, pool=pool).distill(it).images for it in (first, later)]
+    assert sorted(mosaic.split(torch.cat(made), 2)[:, 0, 0, 0].tolist()) == levels
+
+
 def test_with_one_crop_an_image_small_sets_are_part_of_larger_ones():
     made = {count: RDED().distill(task([count, 0, 0])).images for count in (2, 5)}
     assert torch.equal(made[2], made[5][:2])

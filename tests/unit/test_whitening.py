@@ -1,6 +1,7 @@
 """ZCA whitening: closed forms, the way back, and what a spec makes of it."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -70,14 +71,29 @@ def test_fewer_images_than_pixels_and_even_one_will_do():
     torch.testing.assert_close(flat.matrix, torch.eye(48) / 0.1**0.5)
 
 
-def test_the_order_of_the_images_and_the_threads_do_not_enter():
+def test_the_order_of_the_images_and_the_threads_do_not_enter(monkeypatch: pytest.MonkeyPatch):
+    threads = []  # so few numbers would be added up by one thread in any case
+
+    def watch(name: str) -> None:
+        function = getattr(torch.linalg, name)
+
+        def watched(matrix: Tensor) -> Any:
+            threads.append(torch.get_num_threads())
+            return function(matrix)
+
+        monkeypatch.setattr(torch.linalg, name, watched)
+
+    watch("eigh")
+    watch("inv")
     many = IMAGES.repeat(8, 1, 1, 1)
     order = torch.randperm(len(many), generator=torch.Generator().manual_seed(0))
     first = whitening.fit(many)
     torch.set_num_threads(2)
     second = whitening.fit(many[order])
+    assert second.inverse.shape == (48, 48)
     assert torch.get_num_threads() == 2
     torch.set_num_threads(1)
+    assert threads == [1, 1, 1]
     assert torch.equal(first.matrix, second.matrix)
     assert torch.equal(first.mean, second.mean)
     assert first == second
