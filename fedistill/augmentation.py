@@ -27,6 +27,7 @@ from torch import Tensor
 
 from fedistill import crops
 from fedistill.crops import Views
+from fedistill.rules import Rule, check
 
 OPERATIONS = ("color", "crop", "cutout", "flip", "scale")
 
@@ -60,13 +61,22 @@ def operations(strategy: str) -> tuple[str, ...]:
     Raises:
         ValueError: one is not known, or is named twice.
     """
-    named = () if strategy == "none" else tuple(strategy.split("_"))
-    if not set(named) <= set(OPERATIONS) or len(set(named)) < len(named):
-        raise ValueError(
-            f"augmentation is {strategy!r}; accepted: 'none', or some of {', '.join(OPERATIONS)}, "
-            f"each at most once, joined by '_', for example '{'_'.join(OPERATIONS)}'"
-        )
-    return named
+    check(accepted(strategy))
+    return _named(strategy)
+
+
+def accepted(strategy: str) -> Rule:
+    """Rule: a strategy names known operations, each once."""
+    named = _named(strategy)
+    return (
+        set(named) <= set(OPERATIONS) and len(set(named)) == len(named),
+        f"augmentation is {strategy!r}; accepted: 'none', or some of {', '.join(OPERATIONS)}, "
+        f"each at most once, joined by '_', for example '{'_'.join(OPERATIONS)}'",
+    )
+
+
+def _named(strategy: str) -> tuple[str, ...]:
+    return () if strategy == "none" else tuple(strategy.split("_"))
 
 
 def draw(

@@ -5,37 +5,14 @@ its own values; what a section leaves at None is filled in when the file is read
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from fedistill.rules import above_zero, areas, at_least, below_one, check, part, share
+
 # How pydantic reads a section, and the options of a part: no unknown keys, no nan, no infinity.
 STRICT: Mapping[str, Any] = {"extra": "forbid", "strict": False, "allow_inf_nan": False}
-
-
-def _check(*rules: tuple[bool, str]) -> None:
-    """Raise one ValueError with the message of every rule that does not hold."""
-    broken = [message for holds, message in rules if not holds]
-    if broken:
-        raise ValueError("; ".join(broken))
-
-
-def _above_zero(section: object, *keys: str) -> tuple[bool, str]:
-    """Rule: these values, where they are given, are above 0."""
-    return _rule(section, keys, lambda value: value > 0, "above 0")
-
-
-def _at_least(section: object, least: int, *keys: str) -> tuple[bool, str]:
-    """Rule: these values, where they are given, are `least` or more."""
-    return _rule(section, keys, lambda value: value >= least, f"{least} or more")
-
-
-def _rule(
-    section: object, keys: tuple[str, ...], holds: Callable[[float], bool], accepted: str
-) -> tuple[bool, str]:
-    values = {key: getattr(section, key) for key in keys}
-    bad = {key: value for key, value in values.items() if value is not None and not holds(value)}
-    return not bad, "; ".join(f"{key} is {v}; accepted: {accepted}" for key, v in bad.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +36,10 @@ class DataConfig:
     zca: bool = False
 
     def __post_init__(self) -> None:
-        _check(
-            _at_least(self, 4, "size"),
-            (0 < self.fraction <= 1, f"fraction is {self.fraction}; accepted: above 0, up to 1"),
-            (0 <= self.validation < 1, f"validation is {self.validation}; accepted: 0 to below 1"),
+        check(
+            at_least(self, 4, "size"),
+            part(self, "fraction"),
+            below_one(self, "validation"),
         )
 
 
@@ -98,10 +75,10 @@ class PartitionConfig:
         for key, value in own.items():
             if getattr(self, key) is None:
                 object.__setattr__(self, key, value)
-        _check(
+        check(
             (not odd, f"{', '.join(odd)} has no meaning for partition '{self.name}'; remove it"),
-            _at_least(self, 1, "clients", "classes_per_client", "shards_per_client", "min_samples"),
-            _above_zero(self, "alpha"),
+            at_least(self, 1, "clients", "classes_per_client", "shards_per_client", "min_samples"),
+            above_zero(self, "alpha"),
         )
 
 
@@ -122,8 +99,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         only_convnet = [key for key in ("depth", "width", "norm") if getattr(self, key) is not None]
-        _check(
-            _at_least(self, 1, "depth", "width"),
+        check(
+            at_least(self, 1, "depth", "width"),
             (
                 self.name == "convnet" or not only_convnet,
                 f"{', '.join(only_convnet)} can only be set for convnet, not for {self.name}",
@@ -154,17 +131,12 @@ class TeacherConfig:
     flip: bool | None = None
 
     def __post_init__(self) -> None:
-        _check(
-            _at_least(self, 0, "weight_decay", "shift"),
-            _at_least(self, 1, "count", "epochs"),
-            _at_least(self, 2, "batch_size"),
-            _above_zero(self, "lr"),
-            (0 <= self.warmup < 1, f"warmup is {self.warmup}; accepted: 0 to below 1"),
-            (0 <= self.momentum < 1, f"momentum is {self.momentum}; accepted: 0 to below 1"),
-            (
-                0 <= self.label_smoothing < 1,
-                f"label_smoothing is {self.label_smoothing}; accepted: 0 to below 1",
-            ),
+        check(
+            at_least(self, 0, "weight_decay", "shift"),
+            at_least(self, 1, "count", "epochs"),
+            at_least(self, 2, "batch_size"),
+            above_zero(self, "lr"),
+            below_one(self, "warmup", "momentum", "label_smoothing"),
         )
 
 
@@ -192,7 +164,7 @@ class DistillConfig:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             (
                 len(self.ipc) > 0 and all(ipc >= 1 for ipc in self.ipc),
                 f"ipc is {list(self.ipc)}; accepted: one or more sizes of at least 1",
@@ -231,24 +203,12 @@ class RelabelConfig:
     mix_probability: float | None = None
 
     def __post_init__(self) -> None:
-        low, high = self.scale or (1.0, 1.0)
-        probability = self.mix_probability
-        _check(
-            _at_least(self, 0, "shift"),
-            _at_least(self, 1, "views", "tiles"),
-            _above_zero(self, "mix_alpha"),
-            (
-                0 < low <= high <= 1,
-                f"scale is {[low, high]}; accepted: two areas, 0 < least <= most <= 1",
-            ),
-            (
-                probability is None or 0 <= probability <= 1,
-                f"mix_probability is {probability}; accepted: 0 to 1",
-            ),
-            (
-                self.tile_share is None or 0 <= self.tile_share <= 1,
-                f"tile_share is {self.tile_share}; accepted: 0 to 1",
-            ),
+        check(
+            at_least(self, 0, "shift"),
+            at_least(self, 1, "views", "tiles"),
+            above_zero(self, "mix_alpha"),
+            areas("scale", self.scale or (1.0, 1.0)),
+            share(self, "mix_probability", "tile_share"),
         )
 
 
@@ -296,14 +256,14 @@ class StudentConfig:
     def __post_init__(self) -> None:
         sizes = 1 if self.batch_size is None else self.batch_size
         least = min(sizes.values(), default=0) if isinstance(sizes, dict) else sizes
-        _check(
-            _at_least(self, 0, "weight_decay", "ce_weight"),
-            _at_least(self, 1, "seeds", "epochs"),
-            _above_zero(self, "lr", "temperature"),
-            _at_least(self, 1, "zeta"),
+        check(
+            at_least(self, 0, "weight_decay", "ce_weight"),
+            at_least(self, 1, "seeds", "epochs"),
+            above_zero(self, "lr", "temperature"),
+            at_least(self, 1, "zeta"),
             (len(self.models) > 0, "models is empty; accepted: one or more models"),
             (least >= 1, f"batch_size is {self.batch_size}; accepted: 1 or more"),
-            (self.ema is None or 0 <= self.ema < 1, f"ema is {self.ema}; accepted: 0 to below 1"),
+            below_one(self, "ema"),
         )
 
 
@@ -318,10 +278,10 @@ class FederationConfig:
     gpus_per_client: float = 0.0
 
     def __post_init__(self) -> None:
-        _check(
-            _at_least(self, 0, "gpus_per_client"),
-            _at_least(self, 1, "min_clients", "cpus_per_client"),
-            _above_zero(self, "deadline_s"),
+        check(
+            at_least(self, 0, "gpus_per_client"),
+            at_least(self, 1, "min_clients", "cpus_per_client"),
+            above_zero(self, "deadline_s"),
         )
 
 
@@ -360,7 +320,7 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             (self.model != (), "model is an empty list; accepted: one or more models"),
             (
                 self.federation.min_clients <= self.partition.clients,

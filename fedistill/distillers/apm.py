@@ -53,6 +53,7 @@ from fedistill import crops
 from fedistill.crops import ViewOptions
 from fedistill.distillers.base import Distilled, Distiller, Progress, Task, first_images
 from fedistill.models import build
+from fedistill.rules import above_zero, at_least, check
 from fedistill.teacher import freeze
 from fedistill.training import autocast, seeded, set_learning_rate
 
@@ -100,25 +101,17 @@ class APM(Distiller):
     chunk: int = 250
 
     def __post_init__(self) -> None:
-        least = {"gap": 0, "ce_weight": 0, "shift": 0, "iterations": 1, "batch_size": 1}
-        least |= {"snapshots": 1, "student_epochs": 1, "student_batch_size": 1, "chunk": 1}
-        broken = [
-            f"{key} is {value}; accepted: {bound} or more"
-            for key, bound in least.items()
-            if (value := getattr(self, key)) is not None and not value >= bound
-        ]
-        broken += [
-            f"{key} is {value}; accepted: above 0"
-            for key in ("lr", "student_lr")
-            if not (value := getattr(self, key)) > 0
-        ]
-        if 1 <= self.student_epochs < self.snapshots:
-            broken.append(
-                f"snapshots is {self.snapshots}; accepted: up to student_epochs, which is "
-                f"{self.student_epochs}"
-            )
-        if broken:
-            raise ValueError("; ".join(broken))
+        epochs = self.student_epochs
+        check(
+            at_least(self, 0, "gap", "ce_weight", "shift"),
+            at_least(self, 1, "iterations", "batch_size", "snapshots", "chunk"),
+            at_least(self, 1, "student_epochs", "student_batch_size"),
+            above_zero(self, "lr", "student_lr"),
+            (
+                not 1 <= epochs < self.snapshots,
+                f"snapshots is {self.snapshots}; accepted: up to student_epochs, which is {epochs}",
+            ),
+        )
 
     @property
     def uses_real_images(self) -> bool:

@@ -50,6 +50,7 @@ from fedistill.images import DataSpec
 from fedistill.models import build
 from fedistill.models.convnet import WIDTH
 from fedistill.models.features import penultimate
+from fedistill.rules import above_zero, at_least, below_one, check
 from fedistill.teacher import freeze
 from fedistill.training import autocast
 
@@ -81,20 +82,12 @@ class DM(Distiller):
     chunk: int = 256
 
     def __post_init__(self) -> None:
-        counts = {key: getattr(self, key) for key in ("iterations", "batch_real", "width", "chunk")}
-        if self.depth is not None:
-            counts["depth"] = self.depth
-        broken = [f"{key} is {n}; accepted: 1 or more" for key, n in counts.items() if n < 1]
-        if not self.lr > 0:
-            broken.append(f"lr is {self.lr}; accepted: above 0")
-        if not 0 <= self.momentum < 1:
-            broken.append(f"momentum is {self.momentum}; accepted: 0 to below 1")
-        try:
-            augmentation.operations(self.augmentation)
-        except ValueError as error:
-            broken.append(str(error))
-        if broken:
-            raise ValueError("; ".join(broken))
+        check(
+            at_least(self, 1, "iterations", "batch_real", "width", "depth", "chunk"),
+            above_zero(self, "lr"),
+            below_one(self, "momentum"),
+            augmentation.accepted(self.augmentation),
+        )
 
     @property
     def uses_real_images(self) -> bool:

@@ -42,6 +42,7 @@ from fedistill.distillers.base import Task
 from fedistill.distillers.gvbsm import GVBSM, Matching
 from fedistill.distillers.inversion import Init, Objective, Show
 from fedistill.losses.flatness import Flatness
+from fedistill.rules import Rule, above_zero, at_least, below_one, share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,15 +68,14 @@ class EDC(GVBSM):
     flatness_rate: float = 0.99
     flatness_temperature: float = 4.0
 
-    def rules(self) -> list[tuple[bool, str]]:
+    def rules(self) -> list[Rule]:
         """See `Inversion`."""
-        rate, temperature = self.flatness_rate, self.flatness_temperature
         return [
             *super().rules(),
-            *self.not_negative("flatness_weight"),
-            (0 <= self.alpha <= 1, f"alpha is {self.alpha}; accepted: 0 to 1"),
-            (0 <= rate < 1, f"flatness_rate is {rate}; accepted: 0 to below 1"),
-            (temperature > 0, f"flatness_temperature is {temperature}; accepted: above 0"),
+            at_least(self, 0, "flatness_weight"),
+            above_zero(self, "flatness_temperature"),
+            share(self, "alpha"),
+            below_one(self, "flatness_rate"),
         ]
 
     def objective(self, task: Task) -> Objective:

@@ -38,6 +38,7 @@ from fedistill.distillers.base import Task
 from fedistill.distillers.inversion import Inversion, Objective, Order, Show, shard_batches
 from fedistill.losses.densification import densification
 from fedistill.losses.layer_statistics import LayerMatching, layer_statistics
+from fedistill.rules import Rule, at_least, below_one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +60,12 @@ class GVBSM(Inversion):
     drop: float = 0.4
     densify_weight: float = 1.0
 
-    def rules(self) -> list[tuple[bool, str]]:
+    def rules(self) -> list[Rule]:
         """See `Inversion`."""
         return [
             *super().rules(),
-            *self.not_negative("statistics_weight", "first_weight", "densify_weight"),
-            (0 <= self.momentum < 1, f"momentum is {self.momentum}; accepted: 0 to below 1"),
-            (0 <= self.drop < 1, f"drop is {self.drop}; accepted: 0 to below 1"),
+            at_least(self, 0, "statistics_weight", "first_weight", "densify_weight"),
+            below_one(self, "momentum", "drop"),
         ]
 
     def objective(self, task: Task) -> Objective:

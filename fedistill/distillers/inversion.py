@@ -17,6 +17,7 @@ from fedistill import crops
 from fedistill.crops import ViewOptions
 from fedistill.distillers.base import Distilled, Distiller, Progress, Task, real_images
 from fedistill.images import DataSpec
+from fedistill.rules import Rule, above_zero, at_least, check, part
 from fedistill.training import learning_rate_factor, set_learning_rate
 
 Order = Literal["across", "class"]
@@ -72,24 +73,16 @@ class Inversion(Distiller):
     shift: int = 0
 
     def __post_init__(self) -> None:
-        broken = [message for holds, message in self.rules() if not holds]
-        if broken:
-            raise ValueError("; ".join(broken))
+        check(*self.rules())
 
-    def rules(self) -> list[tuple[bool, str]]:
-        """List what must hold of the options, each rule with the message if it does not."""
+    def rules(self) -> list[Rule]:
+        """List what must hold of the options; a method adds its own."""
         return [
-            (self.iterations >= 1, f"iterations is {self.iterations}; accepted: 1 or more"),
-            (self.lr > 0, f"lr is {self.lr}; accepted: above 0"),
-            (self.batch_size >= 1, f"batch_size is {self.batch_size}; accepted: 1 or more"),
-            (0 < self.crop <= 1, f"crop is {self.crop}; accepted: above 0, up to 1"),
-            *self.not_negative("shift"),
+            at_least(self, 1, "iterations", "batch_size"),
+            at_least(self, 0, "shift"),
+            above_zero(self, "lr"),
+            part(self, "crop"),
         ]
-
-    def not_negative(self, *keys: str) -> list[tuple[bool, str]]:
-        """List the rules that these options are 0 or more."""
-        values = {key: getattr(self, key) for key in keys}
-        return [(v >= 0, f"{key} is {v}; accepted: 0 or more") for key, v in values.items()]
 
     def views(self, spec: DataSpec) -> ViewOptions:
         """Return what images of a data set are shown as."""

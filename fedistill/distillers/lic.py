@@ -41,6 +41,7 @@ from fedistill.crops import ViewOptions
 from fedistill.distillers.base import Distilled, Distiller, Progress, Task
 from fedistill.images import DataSpec
 from fedistill.models import layers
+from fedistill.rules import above_zero, at_least, check, part
 from fedistill.training import learning_rate_factor, logits_of, set_learning_rate
 
 
@@ -68,20 +69,12 @@ class LIC(Distiller):
     batch_size: int = 25
 
     def __post_init__(self) -> None:
-        broken = [
-            message
-            for holds, message in (
-                (self.iterations >= 0, f"iterations is {self.iterations}; accepted: 0 or more"),
-                (self.lr > 0, f"lr is {self.lr}; accepted: above 0"),
-                (self.tiles >= 1, f"tiles is {self.tiles}; accepted: 1 or more"),
-                (self.pool >= 1, f"pool is {self.pool}; accepted: 1 or more"),
-                (0 < self.crop <= 1, f"crop is {self.crop}; accepted: above 0, up to 1"),
-                (self.batch_size >= 1, f"batch_size is {self.batch_size}; accepted: 1 or more"),
-            )
-            if not holds
-        ]
-        if broken:
-            raise ValueError("; ".join(broken))
+        check(
+            at_least(self, 0, "iterations"),
+            at_least(self, 1, "tiles", "pool", "batch_size"),
+            above_zero(self, "lr"),
+            part(self, "crop"),
+        )
 
     @property
     def uses_real_images(self) -> bool:

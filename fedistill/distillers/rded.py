@@ -42,6 +42,7 @@ from fedistill.config import ModelConfig
 from fedistill.crops import ViewOptions, Views, apply, draw
 from fedistill.distillers.base import Distilled, Distiller, Task
 from fedistill.images import DataSpec
+from fedistill.rules import areas, at_least, check
 from fedistill.training import autocast
 
 _CHUNK = 500  # crops in one forward pass
@@ -64,22 +65,7 @@ class RDED(Distiller):
     scale: tuple[float, float] = (0.08, 1.0)
 
     def __post_init__(self) -> None:
-        low, high = self.scale
-        broken = [
-            message
-            for holds, message in (
-                (self.factor >= 1, f"factor is {self.factor}; accepted: 1 or more"),
-                (self.crops >= 1, f"crops is {self.crops}; accepted: 1 or more"),
-                (self.pool >= 1, f"pool is {self.pool}; accepted: 1 or more"),
-                (
-                    0 < low <= high <= 1,
-                    f"scale is {[low, high]}; accepted: two areas, 0 < least <= most <= 1",
-                ),
-            )
-            if not holds
-        ]
-        if broken:
-            raise ValueError("; ".join(broken))
+        check(at_least(self, 1, "factor", "crops", "pool"), areas("scale", self.scale))
 
     @property
     def uses_real_images(self) -> bool:

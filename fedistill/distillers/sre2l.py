@@ -29,6 +29,7 @@ from fedistill.losses.statistics import (
     class_statistics,
 )
 from fedistill.models.build import batch_norms
+from fedistill.rules import Rule, at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +47,10 @@ class SRe2L(Inversion):
     first_bn_weight: float = 10.0
     class_bn_weight: float = 0.0
 
-    def rules(self) -> list[tuple[bool, str]]:
+    def rules(self) -> list[Rule]:
         """See `Inversion`."""
-        weights = self.not_negative("bn_weight", "first_bn_weight", "class_bn_weight")
-        return [*super().rules(), *weights]
+        weights = at_least(self, 0, "bn_weight", "first_bn_weight", "class_bn_weight")
+        return [*super().rules(), weights]
 
     @property
     def needs_batch_norm(self) -> bool:
@@ -62,32 +63,36 @@ class SRe2L(Inversion):
 
 
 class _Alignment(Objective):
-    """Logits and BatchNorm statistics of one teacher; batch by batch the next one's turn."""
+    """Logits and BatchNorm statistics of one teacher, the next one's in the next iteration."""
 
     def __init__(self, options: SRe2L, task: Task) -> None:
         self._options = options
         self._teachers = task.teachers
         self._real = [_class_statistics(options, task, teacher) for teacher in task.teachers]
+        self._iteration = 0
 
     def start(self, labels: Tensor, number: int) -> None:
         """See `Objective`."""
-        which = number % len(self._teachers)
         self._labels = labels
-        self._teacher = self._teachers[which]
-        self._alignment = BatchNormAlignment(
-            batch_norms(self._teacher),
-            labels,
-            weight=self._options.bn_weight,
-            first_weight=self._options.first_bn_weight,
-            class_weight=self._options.class_bn_weight,
-            real=self._real[which],
-        )
+        self._alignments = [
+            BatchNormAlignment(
+                batch_norms(teacher),
+                labels,
+                weight=self._options.bn_weight,
+                first_weight=self._options.first_bn_weight,
+                class_weight=self._options.class_bn_weight,
+                real=real,
+            )
+            for teacher, real in zip(self._teachers, self._real, strict=True)
+        ]
 
     def loss(self, images: Tensor, show: Show) -> Tensor:
         """Cross-entropy and alignment."""
-        with self._alignment:
-            logits = self._teacher(show(images))
-        return F.cross_entropy(logits, self._labels) + self._alignment.take()
+        asked = self._iteration % len(self._teachers)
+        self._iteration += 1
+        with self._alignments[asked] as alignment:
+            logits = self._teachers[asked](show(images))
+        return F.cross_entropy(logits, self._labels) + alignment.take()
 
 
 def _class_statistics(options: SRe2L, task: Task, teacher: nn.Module) -> list[ClassStatistics]:

@@ -48,6 +48,7 @@ from fedistill.images import DataSpec
 from fedistill.losses.base import Regularizer, Surroundings
 from fedistill.models import build
 from fedistill.models.features import classifier_of, penultimate
+from fedistill.rules import at_least, check
 from fedistill.seeding import generator
 from fedistill.teacher import squeeze
 
@@ -100,10 +101,7 @@ class CMI(Regularizer):
     every: int = 1
 
     def __post_init__(self) -> None:
-        least = {key: getattr(self, key) for key in ("pool", "epochs", "width", "every")}
-        broken = [f"{key} is {n}; accepted: 1 or more" for key, n in least.items() if n < 1]
-        if broken:
-            raise ValueError("; ".join(broken))
+        check(at_least(self, 1, "pool", "epochs", "width", "every"))
 
     def check(self, model: nn.Module, spec: DataSpec) -> None:
         """Refuse a network to ask that does not exist, or has no features."""

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from fedistill.losses.base import Regularizer
 from fedistill.losses.soft_labels import soft_kl
+from fedistill.rules import above_zero, check
 
 TEMPERATURE = 4.0  # tau of the authors' code
 _SIDE = 32  # larger images are averaged down to about this
@@ -64,8 +65,7 @@ class Densification(Regularizer):
     temperature: float = TEMPERATURE
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ValueError(f"temperature is {self.temperature}; accepted: above 0")
+        check(above_zero(self, "temperature"))
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return the term for a batch of images."""

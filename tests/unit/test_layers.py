@@ -19,6 +19,7 @@ FLOORS = [
         "fedistill.errors",
         "fedistill.flower_output",
         "fedistill.processes",
+        "fedistill.rules",
         "fedistill.seeding",
         "fedistill.whitening",
     ],

@@ -170,5 +170,5 @@ def test_a_layer_or_tiles_that_do_not_fit_are_refused():
 
 
 def test_all_broken_options_are_named_at_once():
-    with pytest.raises(ValueError, match=r"lr is 0; .*; tiles is 0; .*; crop is 2"):
+    with pytest.raises(ValueError, match=r"tiles is 0; .*; lr is 0; .*; crop is 2"):
         LIC(lr=0, tiles=0, crop=2)
