@@ -215,8 +215,18 @@ class FedDistill(Strategy):
         """Log what the strategy does."""
         distill = self.config.distill
         log(INFO, "\t├──> %s: %s, IPC %s", type(self).__name__, distill.name, list(distill.ipc))
-        if distiller_of(self.config).uses_real_images:
-            log(WARNING, "%s: the images sent by clients start from real ones", distill.name)
+        distiller = distiller_of(self.config)
+        if distiller.uses_real_images:
+            log(WARNING, "%s: the images sent by clients show real ones", distill.name)
+        if distiller.optimises_jointly and len(distill.ipc) > 1:
+            log(
+                WARNING,
+                "%s makes the images of a class for each other: the sets of IPC %s are cut out of "
+                "the one for IPC %s; for sets of their own, run each IPC by itself",
+                distill.name,
+                sorted(distill.ipc)[:-1],
+                max(distill.ipc),
+            )
         relabel = self.config.relabel
         log(INFO, "\t└──> relabel: %s, %s views", relabel.name, relabel.views)
 

@@ -114,6 +114,11 @@ class APM(Distiller):
         )
 
     @property
+    def optimises_jointly(self) -> bool:
+        """All of them enter its students."""
+        return True
+
+    @property
     def uses_real_images(self) -> bool:
         """Only a start from real images shows any."""
         return self.init == "real"

@@ -129,6 +129,14 @@ class Distiller(ABC):
         return 0
 
     @property
+    def optimises_jointly(self) -> bool:
+        """Whether images of a class are made for each other, so that the first k are no set for k.
+
+        A run of several IPC then cuts its small sets out of one that was made for the largest.
+        """
+        return False
+
+    @property
     def mosaic_tiles(self) -> int:
         """Tiles a side of each image, where it is a mosaic that views of single tiles suit."""
         return 1

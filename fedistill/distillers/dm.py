@@ -90,6 +90,11 @@ class DM(Distiller):
         )
 
     @property
+    def optimises_jointly(self) -> bool:
+        """It is their mean that is matched."""
+        return True
+
+    @property
     def uses_real_images(self) -> bool:
         """Only a start from real images shows any."""
         return self.init == "real"

@@ -68,6 +68,11 @@ class GVBSM(Inversion):
             below_one(self, "momentum", "drop"),
         ]
 
+    @property
+    def optimises_jointly(self) -> bool:
+        """Their joint statistics are matched."""
+        return True
+
     def objective(self, task: Task) -> Objective:
         """Measure what every teacher sees of the shard."""
         return Matching(self, task)
