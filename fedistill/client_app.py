@@ -5,9 +5,11 @@ A handler answers on every path: one that does not would leave the server waitin
 SuperNode for good. So mistakes travel back as an error with their traceback.
 """
 
+import logging
 import platform
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, wraps
 
@@ -64,18 +66,34 @@ def distill(message: Message, context: Context) -> Message:
     request = wire.decode_distill_request(message.content)
     config = request.config
     shard = _shard(config.data, config.partition, config.seed, request.partition_id, request.spec)
-    share = make_share(
-        config,
-        request.spec,
-        shard,
-        request.counts,
-        partition_id=request.partition_id,
-        attempt=request.attempt,
-        made=request.made,
-        teacher_states=request.teachers,
-        report=Progress(f"client {request.partition_id}").report,
-    )
+    with _collected_warnings() as warnings:
+        share = make_share(
+            config,
+            request.spec,
+            shard,
+            request.counts,
+            partition_id=request.partition_id,
+            attempt=request.attempt,
+            made=request.made,
+            teacher_states=request.teachers,
+            report=Progress(f"client {request.partition_id}").report,
+        )
+    share = replace(share, warnings=tuple(dict.fromkeys(warnings)))
     return Message(wire.encode_share(share), reply_to=message)
+
+
+@contextmanager
+def _collected_warnings() -> Iterator[list[str]]:
+    """Collect what our modules warn of: a client's own log is not where the user looks."""
+    found: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("fedistill")
+    before, logger.handlers = logger.handlers, [handler]
+    try:
+        yield found
+    finally:
+        logger.handlers = before
 
 
 def machine() -> dict[str, str]:

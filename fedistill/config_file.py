@@ -163,7 +163,8 @@ def _validate(tree: dict[str, Any], origin: str) -> Config:
         distill.setdefault("name", "sre2l")
         errors += _take_options("distillers", distill, _DISTILL_KEYS, "distill")
         distill["ipc"] = _as_list(distill.get("ipc", [10]))
-        for index, item in enumerate(_as_list(distill.get("regularizers", []))):
+        distill["regularizers"] = _as_list(_named(distill.get("regularizers", [])))
+        for index, item in enumerate(distill["regularizers"]):
             if isinstance(item, dict):
                 where = f"distill.regularizers.{index}"
                 errors += _take_options("losses", item, _REGULARIZER_KEYS, where)
@@ -175,6 +176,8 @@ def _validate(tree: dict[str, Any], origin: str) -> Config:
     student = tree.get("student")
     if isinstance(student, dict) and "models" in student:
         student["models"] = _as_list(student["models"])
+    if "baselines" in tree:
+        tree["baselines"] = _as_list(tree["baselines"])
     config, found = _parse(Config, tree)
     errors += found
     if errors:
@@ -190,7 +193,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _named(value: Any) -> Any:
-    """Accept the bare name of a network where a section is expected."""
+    """Accept the bare name of a network, or of a part, where a section is expected."""
     if isinstance(value, list):
         return [_named(item) for item in value]
     return {"name": value} if isinstance(value, str) else value
@@ -243,6 +246,10 @@ def _parse(
                 text = f"unknown key; {known_names(str(path[-1]), known)}"
             elif error["type"] == "value_error":
                 text = str(error["ctx"]["error"])
+            elif error["type"] == "missing":
+                text = "is missing; give it a value"
+            elif error["type"] == "dataclass_type":
+                text = f"is {error['input']!r}; accepted: a section of keys"
             else:
                 message = error["msg"].removeprefix("Input should be ")
                 text = f"is {error['input']!r}; accepted: {message}"
@@ -296,7 +303,9 @@ def _fill_in(config: Config) -> Config:
     distill = config.distill
     distiller = registry.build("distillers", distill.name, distill.options)
     distill = dataclasses.replace(distill, options=dataclasses.asdict(distiller))
-    views = protocols.view_keys(config.student.protocol, distiller.mosaic_tiles)
+    # A user who wants no tiles sees a mosaic as any other image.
+    tiles = 1 if config.relabel.tiles == 1 else distiller.mosaic_tiles
+    views = protocols.view_keys(config.student.protocol, tiles)
     if (config.relabel.tiles or 1) > 1:  # who asks for tiles wants to see some
         views["tile_share"] = views["tile_share"] or protocols.TILE_SHARE
     relabel = dataclasses.replace(config.relabel, **_missing(config.relabel, views))

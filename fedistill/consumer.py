@@ -30,7 +30,7 @@ def train(
     Args:
         folder: of the set.
         data_name: as `data.name` in a config; only its test split is used.
-        models: names; empty: the first model of the set's recipe, else convnet.
+        models: names; empty: those of the set's recipe, else convnet.
         seeds: students of each model.
         protocol: of the students; None: as in the set's recipe.
         epochs: of each student; None: as the protocol says.
@@ -72,8 +72,9 @@ def _config(
     """Make the config of the students from the recipe in the card and the user's wishes."""
     recipe = synthetic.card.get("recipe")
     recipe = recipe if isinstance(recipe, dict) else {}
-    student = {"protocol": protocol} if protocol else dict(recipe.get("student", {}))
-    wishes = {"models": models or student.get("models"), "epochs": epochs, "seeds": seeds}
+    made_with = dict(recipe.get("student", {}))
+    student = {"protocol": protocol} if protocol else made_with
+    wishes = {"models": models or made_with.get("models"), "epochs": epochs, "seeds": seeds}
     student |= {key: value for key, value in wishes.items() if value}
     size = recipe.get("data", {}).get("size")
     kept = {key: recipe[key] for key in ("seed", "precision", "model") if key in recipe}

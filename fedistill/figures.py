@@ -46,7 +46,7 @@ def image_sheet(synthetic: SyntheticSet) -> "Figure":
     axes.spines[:].set_visible(False)
     hidden = spec.num_classes - len(rows)
     more = f", first {len(rows)} of {spec.num_classes} classes" if hidden else ""
-    axes.set_title(f"{spec.name}: {len(synthetic)} synthetic images{more}", fontsize=10)
+    axes.set_title(f"{spec.name}: {len(synthetic)} images{more}", fontsize=10)
     return figure
 
 

@@ -26,6 +26,7 @@ class Share:
         seconds: by stage: squeeze, recover; of what came from the artefact store, those that it
             took to make.
         from_store: stages of which something came from there.
+        warnings: what the client's log warned of, for the server's.
     """
 
     partition_id: int
@@ -36,6 +37,7 @@ class Share:
     recover_curve: Curve = ()
     seconds: Mapping[str, float]
     from_store: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def of_class(self, label: int) -> Tensor:
         """Return the images of one class, in the order they were made."""
@@ -53,6 +55,7 @@ class Share:
             counts=tuple(a + b for a, b in zip(self.counts, more.counts, strict=True)),
             seconds={key: self.seconds[key] + more.seconds.get(key, 0.0) for key in self.seconds},
             from_store=tuple(dict.fromkeys([*self.from_store, *more.from_store])),
+            warnings=tuple(dict.fromkeys([*self.warnings, *more.warnings])),
         )
 
 

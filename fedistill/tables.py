@@ -99,9 +99,11 @@ def print_set(synthetic: SyntheticSet, folder: Path) -> None:
     }
     recipe = synthetic.card.get("recipe", {}).get("distill", {})
     if recipe:
-        rows["method"] = f"{recipe.get('name')} ({recipe.get('iterations', '?')} iterations)"
+        steps = f" ({recipe['iterations']} iterations)" if "iterations" in recipe else ""
+        rows["method"] = f"{recipe.get('name')}{steps}"
     for name, score in synthetic.card.get("score", {}).items():
-        rows[f"score, {name}"] = f"{score['top1_mean']} +- {score['top1_std']} (n={score['n']})"
+        spread = f" +- {score['top1_std']}" if score["n"] > 1 else ""
+        rows[f"score, {name}"] = f"{score['top1_mean']}{spread} (n={score['n']})"
     table = Table(show_header=False)
     table.add_column()
     table.add_column(overflow="fold")  # a hash with its end cut off is no use

@@ -6,6 +6,7 @@ what comes from the network is not to be trusted.
 """
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,7 @@ from fedistill.shares import Share
 DESCRIBE = "query.describe"
 DISTILL = "train.distill"
 _STAGES = ("squeeze", "recover")  # of a client
+_WARNINGS, _WARNING_LENGTH = 10, 400  # most of a share, and their length
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,7 @@ def encode_share(share: Share) -> RecordDict:
         {
             "set": ArrayRecord({"images": Array(share.images.numpy())}),
             "metrics": MetricRecord(metrics),
+            "notes": ConfigRecord({"warnings": list(share.warnings)}),
             **_encode_teachers(share.teachers),
         }
     )
@@ -183,7 +186,7 @@ def decode_share(content: RecordDict, request: DistillRequest) -> Share:
         raise WireError("the share holds no teacher")
     for state in teachers:
         for name, tensor in state.items():
-            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            if not bool(tensor.float().isfinite().all()):  # in the precision of networks
                 raise WireError(f"the teacher's '{name}' holds values that are not finite")
     return Share(
         partition_id=partition_id,
@@ -194,6 +197,7 @@ def decode_share(content: RecordDict, request: DistillRequest) -> Share:
         recover_curve=_curve(metrics, "recover"),
         seconds={stage: _float(metrics, f"seconds-{stage}") for stage in _STAGES},
         from_store=tuple(stage for stage in _STAGES if f"from-store-{stage}" in metrics),
+        warnings=_warnings(_config_record(content, "notes")),
     )
 
 
@@ -243,7 +247,8 @@ def _decode_teachers(content: RecordDict) -> tuple[Mapping[str, Tensor], ...]:
 def _tensor(name: str, array: Array) -> Tensor:
     try:
         return torch.from_numpy(array.numpy())
-    except (EOFError, OSError, TypeError, ValueError) as error:
+    # A header may claim more numbers than there is memory for.
+    except (EOFError, MemoryError, OSError, TypeError, ValueError) as error:
         raise WireError(f"the array '{name}' cannot be read: {error}") from error
 
 
@@ -278,6 +283,13 @@ def _ints(record: Mapping[str, Any], key: str) -> list[int]:
     if not isinstance(value, list) or not all(isinstance(item, int) for item in value):
         raise WireError(f"'{key}' is {value!r}; expected a list of integers")
     return list(value)
+
+
+def _warnings(record: Mapping[str, Any]) -> tuple[str, ...]:
+    value = record.get("warnings")
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise WireError(f"'warnings' is {value!r}; expected a list of texts")
+    return tuple(textwrap.shorten(item, _WARNING_LENGTH) for item in value[:_WARNINGS])
 
 
 def _curve(record: Mapping[str, Any], name: str) -> list[tuple[int, float]]:

@@ -180,6 +180,7 @@ class FedDistill(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Keep the shares that arrived; a client whose reply is not a share has failed."""
         received = 0
+        warnings: dict[str, list[int]] = {}
         # Who is silent now has failed, even with a share from an earlier round: it would be asked
         # for ever.
         for client, content in self.exchange.good(replies, self._requests).items():
@@ -193,6 +194,10 @@ class FedDistill(Strategy):
             known = self.shares.get(client)
             self.shares[client] = share if known is None else known.extended(share)
             received += len(share.images)
+            for text in share.warnings:
+                warnings.setdefault(text, []).append(client)
+        for text, clients in warnings.items():
+            log(WARNING, "client %s: %s", ", ".join(map(str, clients)), text)
         for client in self.failures:
             self.shares.pop(client, None)
             self.teachers.pop(client, None)

@@ -101,7 +101,8 @@ class Recorder:
         ):
             curves = {f"client {n}": getattr(share, field) for n, share in sorted(shares.items())}
             name = title.split(":")[0].lower() + "_loss"
-            self._figure(name, figures.loss_curves(curves, title, x_label))
+            if any(curves.values()):  # who chooses real images has no loss
+                self._figure(name, figures.loss_curves(curves, title, x_label))
 
     def scores(self, ipc: int, scores: Scores, teacher_top1: Sequence[float]) -> None:
         """Keep the accuracies of one set, in its card too."""

@@ -1,6 +1,7 @@
 """The ServerApp: it composes data, strategy, evaluation and tracking into one experiment."""
 
 import json
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -33,6 +34,8 @@ def main(grid: Grid, context: Context) -> None:
     """Run one experiment; results go to the output folder that the run config names."""
     config = config_file.loads(str(context.run_config["config-yaml"]))
     output = Path(str(context.run_config["output-dir"]))
+    for handler in logging.getLogger("flwr").handlers:  # our warnings then look like Flower's,
+        logging.getLogger("fedistill").addHandler(handler)  # which the command shows
     try:
         run_config = {key: str(value) for key, value in context.run_config.items()}
         _tracked(config, output, run_config, grid)

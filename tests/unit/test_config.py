@@ -289,7 +289,6 @@ SURPRISES = [
     "name: [a]",
     "cotrain: {name: mib}",
     "baselines: null",
-    "baselines: random",
     "baselines: {random: 1}",
     "baselines: [rando]",
     "model: []",
@@ -310,7 +309,6 @@ SURPRISES = [
     "distill: {regularizers: null}",
     "distill: {regularizers: image_norm}",
     "distill: {regularizers: [image_norm]}",
-    "distill: {regularizers: {name: image_norm, weight: 1}}",
     "distill: {regularizers: [{name: 3, weight: 1}]}",
     "distill: {regularizers: [{name: ../errors, weight: 1}]}",
     "distill: {name: sre2l.SRe2L}",
@@ -448,6 +446,33 @@ def test_a_bare_name_is_a_network():
     assert [model.name for model in config.teachers_of(1)] == ["convnet", "resnet50"]
     assert config_file.from_dict({"model": "resnet18"}).model == ModelConfig(name="resnet18")
     assert config_file.loads(config_file.dump(config)) == config
+
+
+def test_one_value_may_stand_for_a_list():
+    term = {"name": "total_variation", "weight": 0.5}
+    one = {"baselines": "random", "distill": {"regularizers": term, "ipc": 2}}
+    many = {"baselines": ["random"], "distill": {"regularizers": [term], "ipc": [2]}}
+    assert config_file.from_dict(one) == config_file.from_dict(many)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("distill: {regularizers: cmi}", "distill.regularizers.0.weight: is missing"),
+        ("distill: {regularizers: [3]}", "distill.regularizers.0: is 3; accepted: a section"),
+        ("data: 3", "data: is 3; accepted: a section of keys"),
+    ],
+)
+def test_what_is_missing_is_told_in_words_of_the_file(text: str, says: str):
+    with pytest.raises(ConfigError, match=says):
+        config_file.loads(text)
+
+
+def test_who_wants_no_tiles_sees_mosaics_as_other_images():
+    lic = config_file.from_dict({"distill": {"name": "lic"}, "relabel": {"tiles": 1}})
+    other = config_file.from_dict({"relabel": {"tiles": 1}})
+    assert lic.relabel == other.relabel
+    assert lic.relabel.scale == (0.6, 1.0)
 
 
 def test_who_asks_for_tiles_sees_some():

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -54,6 +55,14 @@ def test_a_share_arrives_bit_for_bit():
 def test_an_answer_to_a_second_request_has_no_teacher_curve():
     share = replace(SHARE, teacher_curve=[])
     assert wire.decode_share(sent(wire.encode_share(share)), REQUEST).teacher_curve == []
+
+
+def test_of_a_clients_warnings_only_so_many_are_read():
+    share = replace(SHARE, warnings=("first\nline", "long " * 1000, *(f"{n}" for n in range(100))))
+    found = wire.decode_share(sent(wire.encode_share(share)), REQUEST).warnings
+    assert found[0] == "first line"
+    assert len(found) == 10
+    assert max(map(len, found)) <= 400
 
 
 def test_several_teachers_keep_their_order():
@@ -141,14 +150,22 @@ def put_metric(key: str, value: object) -> Callable[[RecordDict], None]:
     return lambda content: metrics_of(content).update({key: value})  # type: ignore[dict-item]
 
 
-def put_teacher(value: float) -> Callable[[RecordDict], None]:
-    weight = Array(np.array([1.0, value], dtype=np.float32))
+def put_teacher(value: float, dtype: str = "float32") -> Callable[[RecordDict], None]:
+    weight = Array(np.array([1.0, value], dtype=dtype))
     return lambda content: content.update({"teacher-0": ArrayRecord({"weight": weight})})
 
 
-def spoil(content: RecordDict, record: str, name: str) -> None:
+def spoil(content: RecordDict, record: str, name: str, data: bytes = b"garbage") -> None:
     array = content.array_records[record][name]
-    content.array_records[record][name] = Array(array.dtype, array.shape, array.stype, b"garbage")
+    content.array_records[record][name] = Array(array.dtype, array.shape, array.stype, data)
+
+
+def huge_array() -> bytes:
+    """A file of numpy's whose header claims more than any machine has, and little follows."""
+    file = BytesIO()
+    shape = {"descr": "|u1", "fortran_order": False, "shape": (2**60,)}
+    np.lib.format.write_array_header_1_0(file, shape)
+    return file.getvalue() + b"..."
 
 
 MALFORMED: dict[str, Callable[[RecordDict], object]] = {
@@ -158,6 +175,7 @@ MALFORMED: dict[str, Callable[[RecordDict], object]] = {
     "images of another type": put_image(np.zeros((3, 1, 8, 8), np.float32)),
     "images that are text": put_image(np.zeros((3, 1, 8, 8), "U1")),
     "images that are no array": lambda content: spoil(content, "set", "images"),
+    "images that fill the memory": lambda c: spoil(c, "set", "images", huge_array()),
     "no images": lambda content: content.pop("set"),
     "an empty record of images": lambda content: content.update({"set": ArrayRecord()}),
     "another partition": put_metric("partition-id", 2),
@@ -174,6 +192,9 @@ MALFORMED: dict[str, Callable[[RecordDict], object]] = {
     "no teacher": lambda content: content.pop("teacher-0"),
     "a teacher with NaN": put_teacher(float("nan")),
     "a teacher with infinity": put_teacher(float("-inf")),
+    "a teacher beyond float32": put_teacher(1e300, "float64"),
+    "no notes": lambda content: content.pop("notes"),
+    "warnings that are numbers": lambda c: c.config_records["notes"].update({"warnings": [1]}),
     "a teacher that is no array": lambda c: spoil(c, "teacher-0", "classifier.weight"),
 }  # fmt: skip
 
