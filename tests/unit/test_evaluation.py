@@ -242,3 +242,17 @@ def test_progress_counts_every_student_of_every_row():
     judge.score(judge.students(refined(tiny_set(), settings.relabel)), lambda *at: told.append(at))
     assert told[-1] == (200, 200)
     assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+def test_real_images_beside_a_mosaic_are_seen_whole():
+    lic = {"name": "lic"}
+    views = evaluation.whole_image_views(tiny_config(distill={**lic}))
+    assert (views.tiles, views.tile_share, views.scale) == (1, 0.0, (0.6, 1.0))
+    for sections in (
+        {"student": {"protocol": "lic"}},  # a published protocol stays as it is
+        {"relabel": {"tiles": 4, "tile_share": 0.25, "scale": [0.3, 1.0]}},  # and so does the user
+    ):
+        config = tiny_config(distill={**lic}, **sections)
+        assert evaluation.whole_image_views(config) == config.relabel
+    plain = tiny_config()
+    assert evaluation.whole_image_views(plain) == plain.relabel
