@@ -72,6 +72,7 @@ def score_bars(
     baselines: Mapping[str, Score],
     teacher_top1: Sequence[float],
     title: str,
+    split: str = "test",
 ) -> "Figure":
     """Draw accuracies as bars with the standard deviation over seeds, every seed as a dot."""
     from matplotlib.figure import Figure
@@ -96,7 +97,7 @@ def score_bars(
     axes.set_yticks(range(len(rows)), [name for name, _, _ in reversed(rows)])
     lowest = min(min(score.top1) for _, score, _ in rows)
     axes.set_xlim(max(0.0, lowest - 0.35 * (100 - lowest) - 2), 100)
-    axes.set_xlabel("top-1 accuracy on the test split, percent")
+    axes.set_xlabel(f"top-1 accuracy on the {split} split, percent")
     axes.set_title(title, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     return figure

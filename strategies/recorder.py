@@ -62,6 +62,10 @@ class Recorder:
         self.journal.artifact(self.output / results.CONFIG, "config")
 
     @property
+    def _split(self) -> str:
+        return "validation" if self.config.data.validation else "test"
+
+    @property
     def _clients(self) -> str:
         """Zero-padded, so that names sort by number of clients."""
         return f"N={self.config.partition.clients:02d}"
@@ -132,7 +136,9 @@ class Recorder:
         )
         self.journal.metrics({"acc_by_ipc/mean": first.mean}, step=ipc)
         title = f"{self.data.spec.name}, {number} clients, IPC {ipc}"
-        bars = figures.score_bars(scores.students, scores.baselines, teacher_top1, title)
+        bars = figures.score_bars(
+            scores.students, scores.baselines, teacher_top1, title, self._split
+        )
         self._figure(f"scores_ipc-{ipc}", bars)
 
     def sets(self, strategy: FedDistill) -> None:
@@ -175,7 +181,7 @@ class Recorder:
                 "hardware": results.hardware(),
                 "versions": results.versions(),
                 "clients": self.config.partition.clients,
-                "evaluated_on": "validation" if self.config.data.validation else "test",
+                "evaluated_on": self._split,
                 "teachers": {"top1": top1, "top1_mean": mean},
                 "sets": {str(ipc): self._set(strategy, ipc, scores[ipc]) for ipc in strategy.sets},
                 "bytes": {**total, "per_client": self._traffic(traffic)},
