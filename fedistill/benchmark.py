@@ -25,8 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from fedistill import protocols, registry, results
-from fedistill.client import set_threads
 from fedistill.config import ModelConfig, RelabelConfig, StudentConfig, TeacherConfig
+from fedistill.cores import set_threads
 from fedistill.distillers.base import Distiller, Task
 from fedistill.images import DataSpec, ImageSet
 from fedistill.models import build

@@ -1,6 +1,5 @@
 """What a client does, with or without Flower: squeeze its shard, distil its share."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from fedistill import registry, store
 from fedistill.config import Config
+from fedistill.cores import set_threads
 from fedistill.distillers.base import Task
 from fedistill.images import DataSpec, ImageSet
 from fedistill.models import build
@@ -228,12 +228,3 @@ def _restored(
         model.load_state_dict(dict(state))
         teachers.append(freeze(model))
     return teachers
-
-
-def set_threads(cpus: int) -> None:
-    """Use this many threads, never more than there are cores.
-
-    Sums over threads are added in another order when the number of threads changes, so it is set
-    here and not left to the surroundings: a simulation and a local run then agree bit for bit.
-    """
-    torch.set_num_threads(max(1, min(cpus, os.cpu_count() or 1)))

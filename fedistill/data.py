@@ -25,6 +25,7 @@ from torch import Tensor
 
 from fedistill import sources, whitening
 from fedistill.config import DataConfig
+from fedistill.cores import usable_cores
 from fedistill.errors import DataError
 from fedistill.images import DataSpec, ImageSet
 from fedistill.seeding import generator
@@ -299,7 +300,7 @@ def _decode_split(
     """
     images: list[Tensor] = []
     labels: list[Any] = []
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(4, usable_cores())) as pool:
         for batch in batches:
             # 64 images a task: one image of 32 x 32 is decoded faster than it is queued.
             tasks = [batch[start : start + 64] for start in range(0, len(batch), 64)]

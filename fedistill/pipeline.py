@@ -7,14 +7,14 @@ the sets have the same SHA-256. It needs torch alone, so it also runs where Flow
 installed: `python -m fedistill.pipeline CONFIG` (pyyaml and pydantic to read the file).
 """
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedistill import config_file, data, evaluation, partition, planning, slots
-from fedistill.client import make_share, restore_teachers, set_threads
+from fedistill.client import make_share, restore_teachers
 from fedistill.config import Config, RelabelConfig
+from fedistill.cores import set_threads
 from fedistill.evaluation import Evaluator, Scores
 from fedistill.relabel import relabel
 from fedistill.sets import SyntheticSet
@@ -50,7 +50,7 @@ def run(config: Config) -> dict[int, Outcome]:
         for number, index in enumerate(parts.indices)
     ]
 
-    set_threads(os.cpu_count() or 1)
+    set_threads()
     device = device_for(1.0)
     dtype = resolve_precision(config.precision, device)
     teachers = {

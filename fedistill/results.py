@@ -6,7 +6,6 @@ tracking.jsonl   every event                 sets/ipc-10/     a distilled set
 """
 
 import json
-import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from fedistill import __version__
+from fedistill.cores import usable_cores
 from fedistill.errors import OutputError, UserError
 
 RESULT = "result.json"
@@ -98,7 +98,7 @@ def hardware() -> dict[str, Any]:
     """Describe the machine that this process runs on."""
     return {
         "cpu": _cpu_name(),
-        "cores": os.cpu_count() or 1,
+        "cores": usable_cores(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 

@@ -23,6 +23,7 @@ from typing import Any, Self
 
 import tomli_w
 
+from fedistill.cores import usable_cores
 from fedistill.errors import ConfigError, RunError
 from fedistill.flower_output import Outcome, clean_line, log_end, parse_outcome, parse_run_id
 from fedistill.processes import environment, terminate, watcher
@@ -256,18 +257,12 @@ def federation_config(num_clients: int, cpus_per_client: int, gpus_per_client: f
             f"federation.gpus_per_client is {gpus_per_client}; "
             "accepted: a share from 0 to 1, or a whole number"
         )
-    cpus = logical_cpus(num_clients, cpus_per_client, _usable_cores())
+    cpus = logical_cpus(num_clients, cpus_per_client, usable_cores())
     return (
         f"num-supernodes={num_clients} init-args-num-cpus={cpus} "
         f"client-resources-num-cpus={cpus_per_client} "
         f"client-resources-num-gpus={float(gpus_per_client)}"
     )
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # Linux: respects taskset and batch schedulers
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _write_home(work: Path, port: int) -> None:

@@ -6,7 +6,6 @@ subclass that overrides `refine`. The arrays of its result are the synthetic set
 Replies arrive in any order and node ids are random, so everything is kept by partition id.
 """
 
-import os
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -20,8 +19,9 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import nn
 
 from fedistill import planning, slots, wire
-from fedistill.client import restore_teachers, set_threads
+from fedistill.client import restore_teachers
 from fedistill.config import Config, RelabelConfig
+from fedistill.cores import set_threads
 from fedistill.errors import ClientsFailed, PartitionError, WireError
 from fedistill.images import DataSpec
 from fedistill.planning import distiller_of
@@ -135,7 +135,7 @@ class FedDistill(Strategy):
                 result.train_metrics_clientapp[server_round] = metrics
             self._deal_again()
         self.teachers = dict(sorted(self.teachers.items()))
-        set_threads(os.cpu_count() or 1)  # clients in this process have set their own
+        set_threads()  # clients in this process have set their own
         started = time.perf_counter()
         for ipc, plan in self.plans.items():
             self.sets[ipc] = self.refine(

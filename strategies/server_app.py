@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import time
 from collections.abc import Mapping
 from logging import WARNING
@@ -13,8 +12,9 @@ from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 
-from fedistill import client, config_file, data, evaluation, partition, results, training
+from fedistill import config_file, data, evaluation, partition, results, training
 from fedistill.config import Config
+from fedistill.cores import set_threads
 from fedistill.evaluation import Evaluator, Scores
 from fedistill.progress import Progress
 from fedistill.tracking import Journal, MlflowSink
@@ -76,7 +76,7 @@ class Experiment:
 
     def __init__(self, config: Config, output: Path, journal: Journal, started_at: float) -> None:
         self.started_at = started_at
-        client.set_threads(os.cpu_count() or 1)
+        set_threads()
         self.config = config
         self.progress = Progress("server")
         self.data = data.load(config.data, config.seed)

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FLOORS = [
     ["fedistill", "fedistill.distillers", "fedistill.losses", "strategies"],
     [
+        "fedistill.cores",
         "fedistill.errors",
         "fedistill.flower_output",
         "fedistill.processes",
