@@ -42,10 +42,11 @@ def make_share(
         config: of the experiment.
         spec: of the data set.
         shard: the client's real images.
-        counts: images wanted of each class.
+        counts: images wanted of each class; where sets of several sizes have images of their
+            own, one row after the other (`planning.requests`).
         partition_id: of the client.
         attempt: 0, or the number of a later request for more images.
-        made: images of each class that earlier requests got.
+        made: as many as earlier requests got, or nothing.
         teacher_states: the client's teachers, if they are trained already.
         report: called with stage, steps done, steps in all, and a note.
 
@@ -68,16 +69,16 @@ def make_share(
     if not teacher_states:
         squeezed = [client.squeeze(n) for n in range(len(config.teachers_of(partition_id)))]
     states = tuple(artefact.tensors for artefact in squeezed) or tuple(teacher_states)
-    images = client.distill(counts, attempt, made, states)
+    recovered = client.recover(counts, attempt, made, states)
     report("done", 1, 1, "")
-    work = {"squeeze": squeezed, "recover": [images]}
+    work = {"squeeze": squeezed, "recover": recovered}
     return Share(
         partition_id=partition_id,
-        images=images.tensors["images"],
+        images=torch.cat([artefact.tensors["images"] for artefact in recovered]),
         counts=tuple(counts),
         teachers=states,
         teacher_curve=_curve(squeezed[0]) if squeezed else (),
-        recover_curve=_curve(images),
+        recover_curve=_curve(recovered[0]),
         seconds={
             stage: sum((it.notes["seconds"] for it in items), 0.0) for stage, items in work.items()
         },
@@ -130,54 +131,72 @@ class _Client:
             self.report("squeeze", before + recipe.epochs, total, "from the store")
         return artefact
 
-    def distill(
+    def recover(
+        self, counts: Sequence[int], attempt: int, made: Sequence[int], states: Sequence[State]
+    ) -> list[Artefact]:
+        """Make the images, one artefact for each optimisation; the notes hold its loss curve."""
+        classes = self.spec.num_classes
+        rows = [
+            (counts[start : start + classes], made[start : start + classes])
+            for start in range(0, len(counts), classes)
+        ]
+        jobs = [rows] if distiller_of(self.config).cotrains_sizes else [[row] for row in rows]
+        return [
+            self._optimise(job, attempt, states, before=number / len(jobs), part=1 / len(jobs))
+            for number, job in enumerate(jobs)
+        ]
+
+    def _optimise(
         self,
-        counts: Sequence[int],
+        rows: Sequence[tuple[Sequence[int], Sequence[int]]],
         attempt: int,
-        made: Sequence[int],
         teacher_states: Sequence[State],
+        before: float,
+        part: float,
     ) -> Artefact:
-        """Make the images; the notes hold the loss curve."""
+        """Make the images of some rows of counts, which is that part of the work."""
         config = self.config
         models = config.teachers_of(self.partition_id)
 
+        def report(done: int, total: int, loss: float) -> None:
+            all_steps = round(total / part)
+            self.report("recover", round(before * all_steps) + done, all_steps, f"loss {loss:.3f}")
+
         def make() -> Artefact:
             teachers = _restored(config, self.spec, self.partition_id, teacher_states)
-            found = distiller_of(config).distill(
-                Task(
-                    counts=counts,
-                    shard=self.shard,
-                    teachers=[teacher.to(self.device) for teacher in teachers],
-                    models=models,
-                    spec=self.spec,
-                    seed=config.seed,
-                    partition_id=self.partition_id,
-                    attempt=attempt,
-                    made=made,
-                    device=self.device,
-                    dtype=self.dtype,
-                    regularizers=[
-                        (item.weight, registry.build("losses", item.name, item.options))
-                        for item in config.distill.regularizers
-                    ],
-                    report=lambda done, total, loss: self.report(
-                        "recover", done, total, f"loss {loss:.3f}"
-                    ),
-                )
+            task = Task(
+                counts=(),
+                shard=self.shard,
+                teachers=[teacher.to(self.device) for teacher in teachers],
+                models=models,
+                spec=self.spec,
+                seed=config.seed,
+                partition_id=self.partition_id,
+                attempt=attempt,
+                device=self.device,
+                dtype=self.dtype,
+                regularizers=[
+                    (item.weight, registry.build("losses", item.name, item.options))
+                    for item in config.distill.regularizers
+                ],
+                report=report,
             )
-            return Artefact({"images": found.images}, {"curve": found.curve})
+            tasks = [replace(task, counts=counts, made=made) for counts, made in rows]
+            found = distiller_of(config).distill_sizes(tasks)
+            images = torch.cat([size.images for size in found])
+            return Artefact({"images": images}, {"curve": found[0].curve})
 
         key = self._key(
             path=("recover", self.partition_id, attempt),
-            counts=list(counts),
-            made=list(made),
+            counts=[list(counts) for counts, _ in rows],
+            made=[list(made) for _, made in rows],
             models=[asdict(model) for model in models],
             teachers=[store.digest(state) for state in teacher_states],
             distill=asdict(replace(config.distill, ipc=(1,))),
         )
         artefact = self.store.recall("share", key, make)
         if artefact.found:
-            self.report("recover", 1, 1, "from the store")
+            self.report("recover", round((before + part) * 100), 100, "from the store")
         return artefact
 
     def _key(self, **parts: Any) -> dict[str, Any]:

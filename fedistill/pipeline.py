@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedistill import config_file, data, evaluation, partition, planning, slots
+from fedistill import config_file, data, evaluation, partition, planning
 from fedistill.client import make_share, restore_teachers
 from fedistill.config import Config, RelabelConfig
 from fedistill.cores import set_threads
@@ -41,10 +41,9 @@ def run(config: Config) -> dict[int, Outcome]:
     planning.check(config, spec)
     parts = partition.split(loaded.train.labels, spec.num_classes, config.partition, config.seed)
 
-    # Every client makes as many images as its largest share of any set; small sets are prefixes.
     histograms = dict(enumerate(parts.histograms(loaded.train.labels, spec.num_classes)))
     plans = planning.plans(config, spec, histograms)
-    wanted = slots.largest(list(plans.values()))
+    wanted = planning.requests(config, plans)
     shares = [
         make_share(config, spec, loaded.train.select(index), wanted[number], partition_id=number)
         for number, index in enumerate(parts.indices)
@@ -64,7 +63,8 @@ def run(config: Config) -> dict[int, Outcome]:
         return relabel(synthetic, teachers, views, seed=config.seed, device=device, dtype=dtype)
 
     sets = {
-        ipc: refine(integrate(shares, plan, spec), config.relabel) for ipc, plan in plans.items()
+        ipc: refine(integrate(shares, plan, spec, planning.row(config, ipc)), config.relabel)
+        for ipc, plan in plans.items()
     }
     evaluator = Evaluator(config=config, spec=spec, test=loaded.test, device=device, dtype=dtype)
     answers = evaluator.answers(list(teachers.values()))

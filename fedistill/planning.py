@@ -108,3 +108,19 @@ def plans(
         ipc: allocate(config, spec, histograms, [ipc] * spec.num_classes)
         for ipc in config.distill.ipc
     }
+
+
+def requests(config: Config, plans: Mapping[int, Plan]) -> Plan:
+    """Return how many images of each class every client makes, for all sets together.
+
+    Small sets are cut out of the images for the largest one. Where a method makes the images of
+    a class for each other, every set has its own: one row of counts after the other, in the
+    order of the plans.
+    """
+    combine = slots.end_to_end if distiller_of(config).optimises_jointly else slots.largest
+    return combine(list(plans.values()))
+
+
+def row(config: Config, ipc: int) -> int:
+    """Return which row of such a request makes the set of an IPC."""
+    return config.distill.ipc.index(ipc) if distiller_of(config).optimises_jointly else 0

@@ -19,7 +19,8 @@ class Share:
     Attributes:
         partition_id: of the client.
         images: uint8 [M, C, H, W], class by class.
-        counts: images of each class, [num_classes]; they sum to M.
+        counts: images of each class, [num_classes]; they sum to M. Where sets of several sizes
+            have images of their own, one row after the other, [rows * num_classes].
         teachers: weights and buffers of the client's teachers; empty if they stay at home.
         teacher_curve: (epoch, mean training loss) of the first teacher.
         recover_curve: (iteration, loss) of the first batch of images.
@@ -39,15 +40,15 @@ class Share:
     from_store: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
-    def of_class(self, label: int) -> Tensor:
-        """Return the images of one class, in the order they were made."""
-        start = sum(self.counts[:label])
-        return self.images[start : start + self.counts[label]]
+    def entry(self, number: int) -> Tensor:
+        """Return the images that one entry of `counts` counts, in the order they were made."""
+        start = sum(self.counts[:number])
+        return self.images[start : start + self.counts[number]]
 
     def extended(self, more: "Share") -> "Share":
         """Append the images that the same client made later, class by class."""
         parts = [
-            share.of_class(label) for label in range(len(self.counts)) for share in (self, more)
+            share.entry(number) for number in range(len(self.counts)) for share in (self, more)
         ]
         return replace(
             self,
@@ -60,7 +61,7 @@ class Share:
 
 
 def integrate(
-    shares: Sequence[Share], plan: Mapping[int, Sequence[int]], spec: DataSpec
+    shares: Sequence[Share], plan: Mapping[int, Sequence[int]], spec: DataSpec, row: int = 0
 ) -> SyntheticSet:
     """Unite the shares into one set: for every class, the images that the plan asks of each client.
 
@@ -69,6 +70,7 @@ def integrate(
         plan: for each partition id, how many images of each class enter the set. A client may
             have made more: the first ones count, so that small sets are part of larger ones.
         spec: of the data set.
+        row: of the shares' counts that the set is made of.
 
     Returns:
         A set ordered by class, within a class by client.
@@ -77,8 +79,9 @@ def integrate(
     for label in range(spec.num_classes):
         for share in sorted(shares, key=lambda share: share.partition_id):
             count = plan.get(share.partition_id, [0] * spec.num_classes)[label]
-            assert count <= share.counts[label], (share.partition_id, label, count)
-            images.append(share.of_class(label)[:count])
+            number = row * spec.num_classes + label
+            assert count <= share.counts[number], (share.partition_id, label, count)
+            images.append(share.entry(number)[:count])
             labels += [label] * count
             clients += [share.partition_id] * count
     return SyntheticSet(

@@ -45,7 +45,10 @@ class Description:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillRequest:
-    """What the server asks of a client: `counts` images of each class, beside those `made`."""
+    """What the server asks of a client: `counts` images of each class, beside those `made`.
+
+    Both are as in `planning.requests`: one row for all sets, or one for each.
+    """
 
     config: Config
     spec: DataSpec

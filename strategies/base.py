@@ -139,7 +139,7 @@ class FedDistill(Strategy):
         started = time.perf_counter()
         for ipc, plan in self.plans.items():
             self.sets[ipc] = self.refine(
-                integrate(list(self.shares.values()), plan, self.spec),
+                integrate([*self.shares.values()], plan, self.spec, planning.row(self.config, ipc)),
                 self.config.relabel,
                 lambda done, total: self.report("relabel", done, total, ""),
             )
@@ -220,18 +220,8 @@ class FedDistill(Strategy):
         """Log what the strategy does."""
         distill = self.config.distill
         log(INFO, "\t├──> %s: %s, IPC %s", type(self).__name__, distill.name, list(distill.ipc))
-        distiller = distiller_of(self.config)
-        if distiller.uses_real_images:
+        if distiller_of(self.config).uses_real_images:
             log(WARNING, "%s: the images sent by clients show real ones", distill.name)
-        if distiller.optimises_jointly and len(distill.ipc) > 1:
-            log(
-                WARNING,
-                "%s makes the images of a class for each other: the sets of IPC %s are cut out of "
-                "the one for IPC %s; for sets of their own, run each IPC by itself",
-                distill.name,
-                sorted(distill.ipc)[:-1],
-                max(distill.ipc),
-            )
         relabel = self.config.relabel
         log(INFO, "\t└──> relabel: %s, %s views", relabel.name, relabel.views)
 
@@ -265,7 +255,7 @@ class FedDistill(Strategy):
         A client with no slot, as there are when N exceeds the images of a set, owes its teacher.
         """
         owed = {}
-        for client, wanted in slots.largest(list(self.plans.values())).items():
+        for client, wanted in planning.requests(self.config, self.plans).items():
             share = self.shares.get(client)
             have = share.counts if share else (0,) * len(wanted)
             counts = [max(0, want - has) for want, has in zip(wanted, have, strict=True)]

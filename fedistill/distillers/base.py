@@ -91,8 +91,8 @@ class Distilled:
 
     Attributes:
         images: uint8 [M, C, H, W], class by class in the order of `Task.labels`. Sets of a
-            smaller IPC get the first images of each class: methods that choose put the best
-            there; where images are optimised together, they were made for the largest IPC.
+            smaller IPC may get the first images of each class (`Distiller.optimises_jointly`):
+            methods that choose put the best there.
         curve: (iteration, loss), thinned.
     """
 
@@ -132,8 +132,14 @@ class Distiller(ABC):
     def optimises_jointly(self) -> bool:
         """Whether images of a class are made for each other, so that the first k are no set for k.
 
-        A run of several IPC then cuts its small sets out of one that was made for the largest.
+        In a run of several IPC every set then has images of its own; else the small ones are cut
+        out of the largest.
         """
+        return False
+
+    @property
+    def cotrains_sizes(self) -> bool:
+        """Whether these sets of several IPC are made in one go: `distill_sizes` is given all."""
         return False
 
     @property
@@ -158,6 +164,10 @@ class Distiller(ABC):
     @abstractmethod
     def distill(self, task: Task) -> Distilled:
         """Make the images that a task asks for."""
+
+    def distill_sizes(self, tasks: Sequence[Task]) -> list[Distilled]:
+        """Make the images of several sets; the tasks differ in `counts` and `made` alone."""
+        return [self.distill(task) for task in tasks]
 
 
 class Progress:

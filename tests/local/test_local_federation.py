@@ -432,6 +432,23 @@ def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path: Path):
         config_file.from_dict(tiny_tree(distill={"iterationz": 3}))
 
 
+def test_sets_of_a_method_that_optimises_jointly_are_those_of_runs_of_their_own(tmp_path: Path):
+    def of(*sizes: int) -> Run:
+        tree = tiny_tree(partition={"clients": 2}, baselines=[])
+        tree["distill"] = {"name": "dm", "iterations": 3, "width": 4, "ipc": list(sizes)}
+        config = config_file.from_dict(tree)
+        folder = tmp_path / "-".join(map(str, sizes))
+        return Run(config, folder, runner.run(config, folder, "local"))
+
+    both = of(1, 3)
+    for size in (1, 3):
+        assert torch.equal(both.set_of(size).images, of(size).set_of(size).images)
+        assert both.result["sets"][str(size)]["images"] == 10 * size
+    found = pipeline.run(both.config)
+    for size, outcome in found.items():
+        assert outcome.synthetic.sha256 == both.set_of(size).sha256
+
+
 def test_a_taken_folder_is_left_alone(base: Run):
     before = (base.folder / "result.json").read_bytes()
     with pytest.raises(OutputError, match="already holds another run"):

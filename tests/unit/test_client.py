@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import tiny_config, tiny_images, tiny_spec
+from fakes import tiny_config, tiny_images, tiny_spec, tiny_tree
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 
 from fedistill import client, config_file, wire
 from fedistill.client import make_share, restore_teachers
 from fedistill.config import Config
+from fedistill.distillers import dm
 from fedistill.distillers.sre2l import SRe2L
 from fedistill.images import DataSpec, ImageSet
 from fedistill.shares import Share
@@ -349,3 +350,42 @@ def test_the_distiller_learns_what_was_made_before(monkeypatch: pytest.MonkeyPat
     share = work(TWO)
     work(TWO, attempt=1, made=share.counts, teacher_states=share.teachers)
     assert seen == [(0, ()), (1, COUNTS)]
+
+
+# Its images are optimised for each other, so every size has images of its own.
+DM = config_file.from_dict(
+    {**tiny_tree(model=NARROW), "distill": {"name": "dm", "iterations": 2, "width": 4}}
+)
+
+
+def test_sizes_that_are_optimised_apart_are_those_of_runs_of_their_own(folder: Path):
+    small_set, large_set = (1, 0, 1), (2, 1, 1)
+    both = work(DM, counts=small_set + large_set)
+    assert both.counts == small_set + large_set
+    alone = [work(DM, counts=counts) for counts in (small_set, large_set)]
+    assert all("recover" in share.from_store for share in alone)  # one artefact for each size
+    assert torch.equal(both.images, torch.cat([share.images for share in alone]))
+
+
+def test_a_later_request_tells_each_size_what_it_has(monkeypatch: pytest.MonkeyPatch):
+    seen: list[tuple[Sequence[int], Sequence[int]]] = []
+    real = dm.DM.distill
+
+    def distill(self: dm.DM, task: Any) -> Any:
+        seen.append((task.counts, task.made))
+        return real(self, task)
+
+    monkeypatch.setattr(dm.DM, "distill", distill)
+    work(DM, counts=(1, 0, 0, 2, 0, 0), attempt=1, made=(0, 1, 1, 0, 2, 2))
+    assert seen == [((1, 0, 0), (0, 1, 1)), ((2, 0, 0), (0, 2, 2))]
+
+
+def test_progress_over_several_sizes_rises_to_its_end():
+    events: list[tuple[int, int]] = []
+
+    def report(stage: str, done: int, total: int, note: str) -> None:
+        if stage == "recover":
+            events.append((done, total))
+
+    work(DM, counts=(1, 0, 0, 2, 0, 0), report=report)
+    assert events == [(1, 4), (2, 4), (3, 4), (4, 4)]

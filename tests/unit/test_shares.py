@@ -83,7 +83,7 @@ def test_images_made_later_come_after_the_first_ones_of_their_class():
         [3, 2, 0],
     ]  # fmt: skip
     assert both.seconds == {"squeeze": 2.0, "recover": 4.0}
-    assert both.of_class(1).shape == (2, 1, 8, 8)
+    assert both.entry(1).shape == (2, 1, 8, 8)
 
 
 def test_extending_keeps_the_set_that_was_there():
@@ -91,3 +91,18 @@ def test_extending_keeps_the_set_that_was_there():
     first = [share(0, [1, 1, 1]), share(1, [0, 1, 1])]
     later = [first[0].extended(share(0, [2, 0, 0], first=10)), first[1]]
     assert integrate(later, plan, SPEC).sha256 == integrate(first, plan, SPEC).sha256
+
+
+def test_sets_with_images_of_their_own_are_rows_of_a_share():
+    plans = [PLANS[1], PLANS[2]]
+    asked = slots.end_to_end(plans)
+    assert all(len(counts) == 2 * 3 for counts in asked.values())
+    shares = [share(client, counts) for client, counts in asked.items()]
+    for row, plan in enumerate(plans):
+        united = integrate(shares, plan, SPEC, row)
+        assert torch.bincount(united.hard_labels, minlength=3).tolist() == [row + 1] * 3
+        for (client, entry, place), label in zip(
+            marks(united.images), united.hard_labels.tolist(), strict=True
+        ):
+            assert entry == row * 3 + label  # of `counts`, so of this row's images
+            assert place < plan[client][label]
