@@ -79,11 +79,25 @@ def make_share(
         teachers=states,
         teacher_curve=_curve(squeezed[0]) if squeezed else (),
         recover_curve=_curve(recovered[0]),
+        curves={
+            name: [(step, value) for step, value in curve]
+            for artefact in recovered
+            for name, curve in artefact.notes["curves"].items()
+        },
         seconds={
             stage: sum((it.notes["seconds"] for it in items), 0.0) for stage, items in work.items()
         },
         from_store=tuple(stage for stage, items in work.items() if any(it.found for it in items)),
     )
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What is asked for one set: see `Task`."""
+
+    ipc: int
+    counts: Sequence[int]
+    made: Sequence[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,9 +150,11 @@ class _Client:
     ) -> list[Artefact]:
         """Make the images, one artefact for each optimisation; the notes hold its loss curve."""
         classes = self.spec.num_classes
+        starts = range(0, len(counts), classes)
+        sizes = self.config.distill.ipc
         rows = [
-            (counts[start : start + classes], made[start : start + classes])
-            for start in range(0, len(counts), classes)
+            _Row(ipc, counts[start : start + classes], made[start : start + classes])
+            for ipc, start in zip(sizes if len(starts) > 1 else [max(sizes)], starts, strict=True)
         ]
         jobs = [rows] if distiller_of(self.config).cotrains_sizes else [[row] for row in rows]
         return [
@@ -148,7 +164,7 @@ class _Client:
 
     def _optimise(
         self,
-        rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+        rows: Sequence["_Row"],
         attempt: int,
         teacher_states: Sequence[State],
         before: float,
@@ -181,15 +197,16 @@ class _Client:
                 ],
                 report=report,
             )
-            tasks = [replace(task, counts=counts, made=made) for counts, made in rows]
+            tasks = [replace(task, ipc=row.ipc, counts=row.counts, made=row.made) for row in rows]
             found = distiller_of(config).distill_sizes(tasks)
             images = torch.cat([size.images for size in found])
-            return Artefact({"images": images}, {"curve": found[0].curve})
+            curves = {name: curve for size in found for name, curve in size.curves.items()}
+            return Artefact({"images": images}, {"curve": found[0].curve, "curves": curves})
 
         key = self._key(
             path=("recover", self.partition_id, attempt),
-            counts=[list(counts) for counts, _ in rows],
-            made=[list(made) for _, made in rows],
+            counts=[list(row.counts) for row in rows],
+            made=[list(row.made) for row in rows],
             models=[asdict(model) for model in models],
             teachers=[store.digest(state) for state in teacher_states],
             distill=asdict(replace(config.distill, ipc=(1,))),

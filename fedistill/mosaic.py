@@ -38,12 +38,25 @@ def expand(images: Tensor, tiles: int) -> Tensor:
     Bilinear, without reading across a seam (IDC's decoder). Written as two matrices: the backward
     pass of `interpolate` is not deterministic on a GPU.
     """
-    if tiles == 1:
-        return images
-    size = images.shape[-1]
-    each_pixel = torch.eye(size // tiles, device=images.device, dtype=images.dtype)
+    return images if tiles == 1 else _enlarge(split(images, tiles), images.shape[-1])
+
+
+def expand_some(images: Tensor, tiles: int, chosen: Tensor) -> Tensor:
+    """Return some of the tiles that `expand` would: number i * tiles^2 + t is tile t of image i.
+
+    Args:
+        images: [M, C, H, W].
+        tiles: a side.
+        chosen: int64 [B].
+    """
+    parts = split(images, tiles)[chosen.to(images.device)]
+    return parts if tiles == 1 else _enlarge(parts, images.shape[-1])
+
+
+def _enlarge(parts: Tensor, size: int) -> Tensor:
+    each_pixel = torch.eye(parts.shape[-1], device=parts.device, dtype=parts.dtype)
     weights = F.interpolate(each_pixel[None], size=size, mode="linear", align_corners=False)[0]
-    return weights.T @ split(images, tiles) @ weights
+    return weights.T @ parts @ weights
 
 
 def strided(ranked: Tensor, count: int) -> Tensor:

@@ -1,7 +1,7 @@
 """A client's share of the synthetic set, and the union of all shares (DB stage 3, "integrate")."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ class Share:
         teachers: weights and buffers of the client's teachers; empty if they stay at home.
         teacher_curve: (epoch, mean training loss) of the first teacher.
         recover_curve: (iteration, loss) of the first batch of images.
+        curves: others of the method's, by name: (iteration, value).
         seconds: by stage: squeeze, recover; of what came from the artefact store, those that it
             took to make.
         from_store: stages of which something came from there.
@@ -36,6 +37,7 @@ class Share:
     teachers: tuple[Mapping[str, Tensor], ...] = ()
     teacher_curve: Curve = ()
     recover_curve: Curve = ()
+    curves: Mapping[str, Curve] = field(default_factory=dict)
     seconds: Mapping[str, float]
     from_store: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()

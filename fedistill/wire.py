@@ -25,6 +25,9 @@ from fedistill.shares import Share
 DESCRIBE = "query.describe"
 DISTILL = "train.distill"
 _STAGES = ("squeeze", "recover")  # of a client
+_STEPS, _VALUES = "-curve-steps", "-curve-values"  # what the two lists of a curve end with
+_OTHER = "other:"  # what the names of a method's own curves begin with
+_CURVES, _CURVE_LENGTH = 100, 10_000  # most of a share, and the points of one
 _WARNINGS, _WARNING_LENGTH = 10, 400  # most of a share, and their length
 
 
@@ -148,9 +151,11 @@ def encode_share(share: Share) -> RecordDict:
         metrics[f"seconds-{stage}"] = float(value)
     for stage in share.from_store:
         metrics[f"from-store-{stage}"] = 1
-    for name, curve in (("teacher", share.teacher_curve), ("recover", share.recover_curve)):
-        metrics[f"{name}-curve-steps"] = [step for step, _ in curve]
-        metrics[f"{name}-curve-losses"] = [float(loss) for _, loss in curve]
+    own = {"teacher": share.teacher_curve, "recover": share.recover_curve}
+    others = {f"{_OTHER}{name}": curve for name, curve in share.curves.items()}
+    for name, curve in {**own, **others}.items():
+        metrics[f"{name}{_STEPS}"] = [step for step, _ in curve]
+        metrics[f"{name}{_VALUES}"] = [float(value) for _, value in curve]
     return RecordDict(
         {
             "set": ArrayRecord({"images": Array(share.images.numpy())}),
@@ -198,6 +203,7 @@ def decode_share(content: RecordDict, request: DistillRequest) -> Share:
         teachers=teachers,
         teacher_curve=_curve(metrics, "teacher"),
         recover_curve=_curve(metrics, "recover"),
+        curves={name.removeprefix(_OTHER): _curve(metrics, name) for name in _others(metrics)},
         seconds={stage: _float(metrics, f"seconds-{stage}") for stage in _STAGES},
         from_store=tuple(stage for stage in _STAGES if f"from-store-{stage}" in metrics),
         warnings=_warnings(_config_record(content, "notes")),
@@ -296,8 +302,17 @@ def _warnings(record: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _curve(record: Mapping[str, Any], name: str) -> list[tuple[int, float]]:
-    steps = _ints(record, f"{name}-curve-steps")
-    losses = record.get(f"{name}-curve-losses")
-    if not isinstance(losses, list) or len(losses) != len(steps):
-        raise WireError(f"the curve '{name}' has {len(steps)} steps and other losses: {losses!r}")
-    return [(step, float(loss)) for step, loss in zip(steps, losses, strict=True)]
+    steps = _ints(record, f"{name}{_STEPS}")
+    values = record.get(f"{name}{_VALUES}")
+    if not isinstance(values, list) or len(values) != len(steps):
+        raise WireError(f"the curve '{name}' has {len(steps)} steps and other values: {values!r}")
+    if len(steps) > _CURVE_LENGTH:
+        raise WireError(f"the curve '{name}' has {len(steps)} points; at most {_CURVE_LENGTH}")
+    return [(step, float(value)) for step, value in zip(steps, values, strict=True)]
+
+
+def _others(record: Mapping[str, Any]) -> list[str]:
+    found = [key for key in record if key.startswith(_OTHER) and key.endswith(_STEPS)]
+    if len(found) > _CURVES:
+        raise WireError(f"the share holds {len(found)} curves; at most {_CURVES}")
+    return sorted(key.removesuffix(_STEPS) for key in found)

@@ -33,6 +33,8 @@ class Task:
             they differ from those already made.
         made: images of each class that earlier requests got; empty: none. A method that chooses
             real images goes on behind them.
+        ipc: of the set that the images are for, the largest where small ones are cut out of it;
+            for names.
         device: where to work.
         dtype: convolutions may run in this type where the maths allows it.
         regularizers: extra loss terms with their weights.
@@ -48,6 +50,7 @@ class Task:
     partition_id: int
     attempt: int = 0
     made: Sequence[int] = ()
+    ipc: int = 0
     device: torch.device
     dtype: torch.dtype = torch.float32
     regularizers: Sequence[tuple[float, Regularizer]] = ()
@@ -94,10 +97,12 @@ class Distilled:
             smaller IPC may get the first images of each class (`Distiller.optimises_jointly`):
             methods that choose put the best there.
         curve: (iteration, loss), thinned.
+        curves: others worth a look, by name: (iteration, value), thinned.
     """
 
     images: Tensor
     curve: list[tuple[int, float]]
+    curves: Mapping[str, list[tuple[int, float]]] = field(default_factory=dict)
 
 
 class Distiller(ABC):
@@ -197,6 +202,18 @@ class Progress:
         if step < self._first:
             self.curve.append((step, value))
         self._task.report(self._done, self._total, value)
+
+
+def thinned(steps: Sequence[int], values: Tensor) -> list[tuple[int, float]]:
+    """Return about fifty points of a curve, the last among them.
+
+    Args:
+        steps: rising.
+        values: one for each, [number of steps].
+    """
+    every = max(1, len(steps) // _CURVE_POINTS)
+    kept = sorted({*range(0, len(steps), every), len(steps) - 1}) if steps else []
+    return [(steps[place], float(values[place])) for place in kept]
 
 
 def real_images(task: Task) -> Tensor:

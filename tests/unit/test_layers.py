@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FLOORS = [
     ["fedistill", "fedistill.distillers", "fedistill.losses", "strategies"],
     [
+        "fedistill.clusters",
         "fedistill.cores",
         "fedistill.errors",
         "fedistill.flower_output",
@@ -62,15 +63,22 @@ FLOORS = [
         "fedistill.tracking",
     ],
     ["fedistill.distillers.base", "fedistill.models", "fedistill.wire"],
-    ["fedistill.relabel", "fedistill.student", "fedistill.teacher"],
     [
+        "fedistill.losses.bottleneck",
+        "fedistill.losses.matching",
+        "fedistill.relabel",
+        "fedistill.student",
+        "fedistill.teacher",
+    ],
+    [
+        "fedistill.condenser",
         "fedistill.distillers.coreset",
         "fedistill.distillers.inversion",
         "fedistill.losses.total_variation",
         "fedistill.planning",
         "fedistill.ranking",
     ],
-    ["fedistill.distillers.gvbsm"],
+    ["fedistill.distillers.condensation", "fedistill.distillers.gvbsm", "fedistill.guidance"],
     ["fedistill.distillers.sre2l"],
     [
         "fedistill.baselines",

@@ -1,0 +1,104 @@
+"""What DREAM, MIBDC and MDC have in common: a start from real images, and gradient matching."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fedistill import mosaic
+from fedistill.condenser import Condenser, Images, MatchingOptions, RealBatches, Reference
+from fedistill.config import ModelConfig
+from fedistill.distillers.base import Distilled, Distiller, Progress, Task
+from fedistill.errors import ModelError
+from fedistill.images import DataSpec
+from fedistill.models import build
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condensation(MatchingOptions, Distiller):
+    """A method that matches gradients; options beside those of the loop.
+
+    Attributes:
+        init: `clusters` makes tiles of the real images nearest the centres of clusters of a random
+            network's features (DREAM), `random` of random ones (IDC); `noise` starts from N(0, 1)
+            in normalised units.
+    """
+
+    init: Literal["clusters", "random", "noise"] = "clusters"
+
+    @property
+    def optimises_jointly(self) -> bool:
+        """It is the mean gradient of a class that is matched."""
+        return True
+
+    @property
+    def uses_real_images(self) -> bool:
+        """Only a start from real images shows any."""
+        return self.init != "noise"
+
+    @property
+    def mosaic_tiles(self) -> int:
+        """An image is made to be seen tile by tile."""
+        return self.tiles
+
+    def check(self, model: nn.Module, config: ModelConfig, spec: DataSpec) -> None:
+        """Refuse tiles that do not fill an image, and networks too deep; any teacher will do."""
+        super().check(model, config, spec)
+        mosaic.require_tiles(self.tiles, spec.size, "distill.tiles")
+        try:
+            build(self.network, spec, 0, "check")
+        except ModelError as error:
+            raise ModelError(f"distill.depth, networks of gradient matching: {error}") from error
+
+    def distill(self, task: Task) -> Distilled:
+        """Optimise the images of one set."""
+        reference = reference_of(task)
+        own = self.first(task, reference)
+        progress = Progress(task, self.iterations)
+        self.condenser(task, reference, own).run(lambda losses: progress.step(losses.sum()))
+        return Distilled(task.spec.to_uint8(own.pixels.detach()).cpu(), progress.curve)
+
+    def condenser(self, task: Task, reference: Reference, own: Images) -> Condenser:
+        """Return the loop over one set; a method may have its own."""
+        return Condenser(self, reference, [own], task.terms())
+
+    def first(self, task: Task, reference: Reference) -> Images:
+        """Return what one set starts from."""
+        start = self._noise(task) if self.init == "noise" else self._mosaics(task, reference)
+        return Images(start, task.counts, self, task.device)
+
+    def _noise(self, task: Task) -> Tensor:
+        shape = (sum(task.counts), task.spec.channels, task.spec.size, task.spec.size)
+        return torch.randn(shape, generator=task.stream("noise"))
+
+    def _mosaics(self, task: Task, reference: Reference) -> Tensor:
+        """Make mosaics of real images; where a class has too few, the other tiles are noise."""
+        network = build(self.network, task.spec, task.seed, *reference.path, "network", "start")
+        network.to(task.device)
+        batches = RealBatches(self, reference, "start")
+        tiles = mosaic.split(self._noise(task), self.tiles)
+        start = 0
+        for label, count in enumerate(task.counts):
+            wanted = count * self.tiles**2
+            if wanted:
+                chosen = (
+                    batches.clustered(network, label, wanted)
+                    if self.init == "clusters"
+                    else batches.shuffled(label)[:wanted]
+                )
+                real = task.spec.normalise(task.shard.images[chosen])
+                tiles[start : start + len(chosen)] = mosaic.shrink(real, self.tiles)
+            start += wanted
+        return mosaic.assemble(tiles, self.tiles)
+
+
+def reference_of(task: Task) -> Reference:
+    """Return the shard of a task as what sets are matched to."""
+    return Reference(
+        images=task.shard,
+        spec=task.spec,
+        seed=task.seed,
+        path=("recover", task.partition_id, task.attempt),
+        device=task.device,
+    )
