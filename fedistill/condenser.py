@@ -138,6 +138,7 @@ class Reference:
         device: where to work.
         answer: probabilities [B, num_classes] for normalised views [B, C, H, W], which the
             networks are trained on; None: the hard labels.
+        soft: whether these are what gradients are taken of too, on both sides.
     """
 
     images: ImageSet
@@ -146,6 +147,7 @@ class Reference:
     path: tuple[str | int, ...]
     device: torch.device
     answer: Callable[[Tensor], Tensor] | None = None
+    soft: bool = False
 
     def stream(self, *name: str | int) -> torch.Generator:
         """Return a generator for one purpose."""
@@ -362,7 +364,7 @@ class Condenser:
             options.augmentation, spec.size, self._changes, flip=spec.flip, compose=True
         )
         real = augmentation.apply(self.batches.of(label), changes)
-        wanted = signature(network, real, _labels_like(real, label), features=features)
+        wanted = signature(network, real, self._targets(real, label), features=features)
         distance = partial(
             signature_distance,
             wanted=wanted,
@@ -393,7 +395,7 @@ class Condenser:
         slope, loss = matching_gradient(
             network,
             views,
-            _labels_like(views, label),
+            self._targets(views, label),
             distance,
             features=self.options.feature_weight > 0,
             chunk=self.options.chunk,
@@ -401,6 +403,12 @@ class Condenser:
         count = own.counts[label] if first is None else min(first, own.counts[label])
         own.add_gradient(count * torch.autograd.grad(views, own.pixels, slope)[0])
         return loss
+
+    def _targets(self, views: Tensor, label: int) -> Tensor:
+        """Return what views of a class are said to be: the class, or probabilities."""
+        if self.reference.soft and self.reference.answer is not None:
+            return self.reference.answer(views.detach())
+        return _labels_like(views, label)
 
     def _add_terms(self, own: Images, label: int) -> Tensor:
         """Add the gradient of the extra terms of a class of a set; return their sum."""

@@ -212,6 +212,18 @@ class RelabelConfig:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class CotrainConfig:
+    """How the server trains the integrated sets of several sizes again, before relabelling.
+
+    In YAML the options of `cotrain.py` stand beside the name.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
+    name: str = "mib"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
 Protocol = Literal["default", "sre2l", "rded", "gvbsm", "edc", "lic"]
 Schedule = Literal[
     "cosine", "half_cosine", "smoothing", "ssrs", "multistep", "two_steps", "constant"
@@ -313,7 +325,7 @@ class Config:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     relabel: RelabelConfig = field(default_factory=RelabelConfig)
-    cotrain: None = None
+    cotrain: CotrainConfig | None = None
     student: StudentConfig = field(default_factory=StudentConfig)
     baselines: tuple[Baseline, ...] = ()
     federation: FederationConfig = field(default_factory=FederationConfig)

@@ -13,11 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from fedistill import protocols, registry
-from fedistill.config import Config, DistillConfig, ModelConfig, RegularizerConfig, StudentConfig
+from fedistill.config import (
+    Config,
+    CotrainConfig,
+    DistillConfig,
+    ModelConfig,
+    RegularizerConfig,
+    StudentConfig,
+)
 from fedistill.errors import ConfigError, known_names
 
 _DISTILL_KEYS = {field.name for field in dataclasses.fields(DistillConfig)} - {"options"}
 _REGULARIZER_KEYS = {field.name for field in dataclasses.fields(RegularizerConfig)} - {"options"}
+_COTRAIN_KEYS = {field.name for field in dataclasses.fields(CotrainConfig)} - {"options"}
 _UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")  # pydantic's names
 
 
@@ -93,6 +101,8 @@ def to_dict(config: Config) -> dict[str, Any]:
     tree: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     tree["distill"] = _flat(tree["distill"])
     tree["distill"]["regularizers"] = [_flat(item) for item in tree["distill"]["regularizers"]]
+    if tree["cotrain"] is not None:
+        tree["cotrain"] = _flat(tree["cotrain"])
     sizes = tree["student"]["batch_size"]
     if isinstance(sizes, dict):  # JSON has made the keys strings
         tree["student"]["batch_size"] = {int(ipc): size for ipc, size in sizes.items()}
@@ -102,9 +112,10 @@ def to_dict(config: Config) -> dict[str, Any]:
 def shareable(config: Config) -> dict[str, Any]:
     """Return the config for others: of a folder on this machine only the last name is left."""
     tree = to_dict(config)
-    name = Path(config.data.name)
-    if name.is_absolute():
-        tree["data"]["name"] = name.name
+    for section, key in (("data", "name"), ("cotrain", "public")):
+        name = Path((tree[section] or {}).get(key) or "")
+        if name.is_absolute():
+            tree[section][key] = name.name
     return tree
 
 
@@ -120,7 +131,11 @@ def schema() -> dict[str, Any]:
     from pydantic import TypeAdapter
 
     found: dict[str, Any] = TypeAdapter(Config).json_schema()
-    for name, keys in (("DistillConfig", _DISTILL_KEYS), ("RegularizerConfig", _REGULARIZER_KEYS)):
+    for name, keys in (
+        ("DistillConfig", _DISTILL_KEYS),
+        ("RegularizerConfig", _REGULARIZER_KEYS),
+        ("CotrainConfig", _COTRAIN_KEYS),
+    ):
         section = found["$defs"][name]
         section["properties"] = {key: section["properties"][key] for key in sorted(keys)}
         section["additionalProperties"] = True
@@ -168,6 +183,11 @@ def _validate(tree: dict[str, Any], origin: str) -> Config:
             if isinstance(item, dict):
                 where = f"distill.regularizers.{index}"
                 errors += _take_options("losses", item, _REGULARIZER_KEYS, where)
+    if tree.get("cotrain") is not None:
+        tree["cotrain"] = _named(tree["cotrain"])
+        if isinstance(tree["cotrain"], dict):
+            tree["cotrain"].setdefault("name", "mib")
+            errors += _take_options("cotrain", tree["cotrain"], _COTRAIN_KEYS, "cotrain")
     if "model" in tree:
         tree["model"] = _named(tree["model"])
     teacher = tree.get("teacher")

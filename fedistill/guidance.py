@@ -42,6 +42,7 @@ class MixtureGuide:
         matching: of the loop.
         reference: what the sets are matched to.
         sizes: IPC of each set, in rising order.
+        fixed: sets that guide and are not moved: the largest ones.
     """
 
     def __init__(
@@ -50,7 +51,9 @@ class MixtureGuide:
         matching: MatchingOptions,
         reference: Reference,
         sizes: Sequence[int],
+        fixed: Sequence[Images] = (),
     ) -> None:
+        self._fixed = fixed
         self._options = options
         self._matching = matching
         self._stream = reference.stream("guidance")
@@ -80,13 +83,14 @@ class MixtureGuide:
         if self._options.weight == 0 or step < self._options.warmup * self._matching.iterations:
             return
         # One class alone carries no information: only what all sets hold is compared.
-        labels = [label for label in sets[0].labels if all(own.counts[label] for own in sets)]
+        everyone = [*sets, *self._fixed]
+        labels = [n for n in sets[0].labels if all(own.counts[n] for own in everyone)]
         if len(labels) < 2:
             return
         rows = torch.tensor(labels).repeat_interleave(self._options.samples)
         with torch.no_grad():
             real = network(torch.cat([self._some(batches.of(label)) for label in labels]))
-        outputs = [network(self._views(own, labels)) for own in sets]
+        outputs = [network(self._views(own, labels)) for own in everyone]
         reward = self._mixture(real, outputs, rows.to(real.device))
         slopes = torch.autograd.grad(reward, [own.pixels for own in sets])
         for own, slope in zip(sets, slopes, strict=True):

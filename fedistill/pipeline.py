@@ -1,6 +1,7 @@
 """The whole method on one page: config to distilled sets and their scores, without Flower.
 
-    data -> partition -> [each client: squeeze -> recover] -> integrate -> mix-relabel -> students
+    data -> partition -> [each client: squeeze -> recover]
+         -> integrate (-> co-train the sizes) -> mix-relabel -> students
 
 The apps in `client_app.py` and `strategies/` call the same functions with messages in between;
 the sets have the same SHA-256. It needs torch alone, so it also runs where Flower is not
@@ -11,10 +12,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedistill import config_file, data, evaluation, partition, planning
+from fedistill import config_file, data, evaluation, partition, planning, registry
 from fedistill.client import make_share, restore_teachers
 from fedistill.config import Config, RelabelConfig
 from fedistill.cores import set_threads
+from fedistill.cotrain import cotrain
 from fedistill.evaluation import Evaluator, Scores
 from fedistill.relabel import relabel
 from fedistill.sets import SyntheticSet
@@ -62,10 +64,13 @@ def run(config: Config) -> dict[int, Outcome]:
     def refine(synthetic: SyntheticSet, views: RelabelConfig) -> SyntheticSet:
         return relabel(synthetic, teachers, views, seed=config.seed, device=device, dtype=dtype)
 
-    sets = {
-        ipc: refine(integrate(shares, plan, spec, planning.row(config, ipc)), config.relabel)
-        for ipc, plan in plans.items()
+    united = {
+        ipc: integrate(shares, plan, spec, planning.row(config, ipc)) for ipc, plan in plans.items()
     }
+    if config.cotrain is not None:
+        options = registry.build("cotrain", config.cotrain.name, config.cotrain.options)
+        united, _ = cotrain(options, united, shares, teachers, seed=config.seed, device=device)
+    sets = {ipc: refine(synthetic, config.relabel) for ipc, synthetic in united.items()}
     evaluator = Evaluator(config=config, spec=spec, test=loaded.test, device=device, dtype=dtype)
     answers = evaluator.answers(list(teachers.values()))
     scores = evaluation.score_all(

@@ -46,6 +46,21 @@ def check(config: Config, spec: DataSpec) -> None:
     for model_config in config.student.networks:
         build(model_config, spec, config.seed, "check")
     mosaic.require_tiles(config.relabel.tiles or 1, spec.size, "relabel.tiles")
+    _check_sizes(config, distiller, spec)
+
+
+def _check_sizes(config: Config, distiller: Distiller, spec: DataSpec) -> None:
+    """Refuse sets that are to be trained together and cannot be."""
+    sizes = list(config.distill.ipc)
+    together = config.cotrain is not None or distiller.cotrains_sizes
+    if together and sizes != sorted(sizes):
+        raise ConfigError(
+            f"distill.ipc is {sizes}, and sets that are trained together guide each other from "
+            f"small to large; accepted: {sorted(sizes)}"
+        )
+    if config.cotrain is not None:
+        part = registry.build("cotrain", config.cotrain.name, config.cotrain.options)
+        part.check(sizes, distiller.mosaic_tiles, spec, config.seed)
 
 
 def allocate(

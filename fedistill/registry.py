@@ -15,6 +15,7 @@ from typing import Any
 from fedistill.errors import ConfigError, known_names
 
 _BASES = {"distillers": "Distiller", "losses": "Regularizer"}
+_SINGLE = {"cotrain": "MIB"}  # kinds that are one file: `fedistill/cotrain.py`
 
 
 def names(kind: str) -> list[str]:
@@ -24,6 +25,9 @@ def names(kind: str) -> list[str]:
 
 @cache
 def _parts(kind: str) -> Mapping[str, type[Any]]:
+    if kind in _SINGLE:
+        part = getattr(importlib.import_module(f"fedistill.{kind}"), _SINGLE[kind])
+        return {_SINGLE[kind].lower(): part}
     package = importlib.import_module(f"fedistill.{kind}")
     base = getattr(importlib.import_module(f"fedistill.{kind}.base"), _BASES[kind])
     found = {}
@@ -50,7 +54,7 @@ def load(kind: str, name: str) -> type[Any]:
     """Return the class of a part.
 
     Args:
-        kind: a package of parts: "distillers" or "losses".
+        kind: a package of parts, "distillers" or "losses"; or "cotrain", whose one part is mib.
         name: the part's file name without ".py".
 
     Raises:

@@ -134,11 +134,18 @@ def _run_flower(config: Config, output: Path, run_config: dict[str, str]) -> Non
 
 
 def _with_absolute_paths(config: Config) -> Config:
-    """Make a data folder's path absolute: the processes of a simulation live in another folder."""
-    folder = sources.local_folder(config.data.name)
-    if folder is None:
+    """Make paths of data folders absolute: the processes of a simulation live in another folder."""
+    config = replace(config, data=replace(config.data, name=_absolute(config.data.name)))
+    if config.cotrain is None or config.cotrain.options.get("public") is None:
         return config
-    return replace(config, data=replace(config.data, name=str(folder.resolve())))
+    public = _absolute(config.cotrain.options["public"])
+    options = {**config.cotrain.options, "public": public}
+    return replace(config, cotrain=replace(config.cotrain, options=options))
+
+
+def _absolute(name: str) -> str:
+    folder = sources.local_folder(name)
+    return name if folder is None else str(folder.resolve())
 
 
 class _Log:

@@ -26,7 +26,7 @@ from fedistill.errors import ClientsFailed, PartitionError, WireError
 from fedistill.images import DataSpec
 from fedistill.planning import distiller_of
 from fedistill.sets import SyntheticSet
-from fedistill.shares import Share, integrate
+from fedistill.shares import Curve, Share, integrate
 from fedistill.slots import Plan
 from strategies.exchange import Exchange
 
@@ -45,7 +45,8 @@ class FedDistill(Strategy):
         report: called with stage, steps done, steps in all, and a note.
 
     After `start`: `sets` holds the refined set of each IPC, `plans` who made what, `shares` and
-    `teachers` what each client delivered, `exchange` the bytes and who failed.
+    `teachers` what each client delivered, `exchange` the bytes and who failed, `curves` what the
+    server's own work is worth a look for.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class FedDistill(Strategy):
         self.sets: dict[int, SyntheticSet] = {}
         self.teachers: dict[int, nn.Module] = {}
         self.seconds: dict[str, float] = {}
+        self.curves: dict[str, Curve] = {}
         self.exchange = Exchange(config)
         self._requests: dict[int, wire.DistillRequest] = {}
 
@@ -75,6 +77,14 @@ class FedDistill(Strategy):
     def failures(self) -> dict[int, str]:
         """Why a client is left out, by partition id."""
         return self.exchange.failures
+
+    def combine(self, sets: dict[int, SyntheticSet]) -> dict[int, SyntheticSet]:
+        """Do what concerns the sets of all sizes together, before they are refined; nothing here.
+
+        Args:
+            sets: the union of the shares for each IPC, without soft labels.
+        """
+        return sets
 
     @abstractmethod
     def refine(
@@ -136,10 +146,17 @@ class FedDistill(Strategy):
             self._deal_again()
         self.teachers = dict(sorted(self.teachers.items()))
         set_threads()  # clients in this process have set their own
+        united = {
+            ipc: integrate([*self.shares.values()], plan, self.spec, planning.row(self.config, ipc))
+            for ipc, plan in self.plans.items()
+        }
         started = time.perf_counter()
-        for ipc, plan in self.plans.items():
+        united = self.combine(united)
+        self.seconds["cotrain"] = time.perf_counter() - started
+        started = time.perf_counter()
+        for ipc, synthetic in united.items():
             self.sets[ipc] = self.refine(
-                integrate([*self.shares.values()], plan, self.spec, planning.row(self.config, ipc)),
+                synthetic,
                 self.config.relabel,
                 lambda done, total: self.report("relabel", done, total, ""),
             )

@@ -22,6 +22,7 @@ from fedistill.training import device_for, resolve_precision
 from strategies.base import FedDistill
 from strategies.distributed_boosting import DistributedBoosting
 from strategies.integrate import Integrate
+from strategies.mib import MixtureBottleneck
 from strategies.recorder import Recorder
 
 app = ServerApp()
@@ -45,7 +46,9 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def choose_strategy(config: Config) -> type[FedDistill]:
-    """Return the strategy that labels in the way the config asks for."""
+    """Return the strategy that labels in the way the config asks for, or trains sets together."""
+    if config.cotrain is not None:
+        return MixtureBottleneck
     for strategy in (Integrate, DistributedBoosting):
         if config.relabel.name in strategy.labels:
             return strategy
@@ -142,7 +145,7 @@ class Experiment:
             "squeeze": sum(share.seconds["squeeze"] for share in shares),
             "recover": sum(share.seconds["recover"] for share in shares),
             "relabel": self.strategy.seconds["relabel"],
-            "cotrain": 0.0,
+            "cotrain": self.strategy.seconds["cotrain"],
             "evaluate": self.evaluate_seconds,
             "total": time.time() - self.started_at,
         }

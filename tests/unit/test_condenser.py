@@ -1,0 +1,316 @@
+"""The loop of gradient matching, and what its methods add."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from fakes import CONVNET, CPU, tiny_images, tiny_spec, tiny_teacher
+from torch import Tensor, nn
+
+from fedistill import mosaic
+from fedistill.condenser import Condenser, Images, MatchingOptions, RealBatches, Reference
+from fedistill.distillers.base import Distilled, Task
+from fedistill.distillers.dream import DREAM
+from fedistill.distillers.mdc import MDC, subset_distances
+from fedistill.distillers.mibdc import MIBDC
+from fedistill.images import DataSpec, ImageSet
+from fedistill.losses.base import Regularizer
+from fedistill.models import build
+from fedistill.models.features import penultimate
+
+SPEC, SHARD = tiny_spec(), tiny_images(30)
+QUICK: dict[str, Any] = {
+    "iterations": 3, "width": 4, "depth": 2, "network_images": 8, "batch_real": 4,
+}  # fmt: skip
+OPTIONS = MatchingOptions(**QUICK)
+
+
+def reference(images: ImageSet = SHARD, spec: DataSpec = SPEC, **changes: Any) -> Reference:
+    return Reference(
+        **{"images": images, "spec": spec, "seed": 0, "path": ("test",), "device": CPU, **changes}
+    )
+
+
+def images_of(counts: Sequence[int], options: MatchingOptions = OPTIONS) -> Images:
+    start = torch.randn(sum(counts), 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    return Images(start, counts, options, CPU)
+
+
+def task(counts: Sequence[int], **changes: Any) -> Task:
+    return Task(
+        **{
+            "counts": counts,
+            "shard": SHARD,
+            "teachers": [tiny_teacher()],
+            "models": [CONVNET],
+            "spec": SPEC,
+            "seed": 0,
+            "partition_id": 0,
+            "device": CPU,
+            "ipc": max(counts),
+            **changes,
+        }
+    )
+
+
+def test_views_are_tiles_enlarged_to_the_frame():
+    own = images_of([2, 0, 3])
+    assert torch.equal(own.views(2, torch.Generator()), mosaic.expand(own.pixels[2:], 2))
+    few = images_of([2, 0, 3], replace(OPTIONS, batch_synthetic=5))
+    found = few.views(2, torch.Generator().manual_seed(0))
+    everything = mosaic.expand(few.pixels[2:], 2)
+    assert len(found) == 5
+    places = [int((everything == view).flatten(1).all(1).nonzero()) for view in found]
+    assert len(set(places)) == 5
+
+
+def test_views_of_the_first_images_are_of_these_alone():
+    own = images_of([4, 1, 1])
+    assert torch.equal(own.views(0, torch.Generator(), 2), mosaic.expand(own.pixels[:2], 2))
+
+
+def test_real_batches_are_of_the_class_and_at_most_as_many_as_wanted():
+    network = build(OPTIONS.network, SPEC, 0, "net")
+    for choice in ("clusters", "random"):
+        batches = RealBatches(replace(OPTIONS, choice=choice), reference())
+        batches.choose(network, [0, 2])
+        for label in (0, 2):
+            mine = SPEC.normalise(SHARD.images[SHARD.labels == label])
+            found = batches.of(label)
+            assert len(found) == 4
+            assert all((mine == image).flatten(1).all(1).any() for image in found)
+
+
+def test_candidates_bound_what_is_clustered():
+    seen: list[int] = []
+    network = build(OPTIONS.network, SPEC, 0, "net")
+    network.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    RealBatches(replace(OPTIONS, candidates=7), reference()).choose(network, [0])
+    assert seen == [7]
+
+
+def test_sets_share_the_real_gradients_and_the_networks(monkeypatch: pytest.MonkeyPatch):
+    seen: list[int] = []
+    real = RealBatches.of
+
+    def of(self: RealBatches, label: int) -> Tensor:
+        seen.append(label)
+        return real(self, label)
+
+    monkeypatch.setattr(RealBatches, "of", of)
+    for sets in (1, 3):
+        seen.clear()
+        own = [images_of([1, 1, 1]) for _ in range(sets)]
+        Condenser(OPTIONS, reference(), own).run()
+        assert seen == [0, 1, 2] * 3
+
+
+def test_a_set_beside_others_moves_as_it_would_alone():
+    alone, first, other = images_of([1, 2, 1]), images_of([1, 2, 1]), images_of([3, 3, 3])
+    Condenser(OPTIONS, reference(), [alone]).run()
+    Condenser(OPTIONS, reference(), [first, other]).run()
+    torch.testing.assert_close(first.pixels, alone.pixels)
+
+
+def test_matching_brings_gradients_closer():
+    own = images_of([4, 4, 4])
+    losses: list[Tensor] = []
+    options = replace(OPTIONS, iterations=40, restart=1000, network_images=0, lr=1.0,
+                      augmentation="none", metric="relative", interval=1000)  # fmt: skip
+    Condenser(options, reference(), [own]).run(losses.append)
+    assert losses[-1].item() < 0.5 * losses[0].item()
+
+
+def test_an_image_moves_as_far_alone_as_among_its_copies():
+    """The learning rate is that of one image, whatever the number of images."""
+    options = replace(OPTIONS, iterations=1, augmentation="none", lr=0.01)
+    one = images_of([1, 0, 0], options)
+    start = one.pixels.detach().clone()
+    many = Images(start.repeat(5, 1, 1, 1), [5, 0, 0], options, CPU)
+    Condenser(options, reference(), [one]).run()
+    Condenser(options, reference(), [many]).run()
+    moved, expected = many.pixels - start, (one.pixels - start).expand(5, -1, -1, -1)
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(moved, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_networks_are_trained_on_the_reference_and_replaced():
+    networks: list[nn.Module] = []
+
+    class Watched(Condenser):
+        def prepare(self, network: nn.Module, step: int) -> None:
+            if network not in networks:
+                networks.append(network)
+                start.append([p.detach().clone() for p in network.parameters()])
+
+    start: list[list[Tensor]] = []
+    options = replace(OPTIONS, iterations=4, restart=2, network_images=16, lr=1e-9)
+    Watched(options, reference(), [images_of([1, 1, 1])]).run()
+    assert len(networks) == 2
+    for network, before in zip(networks, start, strict=True):
+        now = list(network.parameters())
+        assert all(not torch.equal(a, b) for a, b in zip(now, before, strict=True))
+
+
+def test_answers_take_the_place_of_hard_labels():
+    seen: list[int] = []
+
+    def answer(views: Tensor) -> Tensor:
+        assert not views.requires_grad
+        seen.append(len(views))
+        return torch.full((len(views), 3), 1 / 3)
+
+    own = images_of([1, 1, 1])
+    options = replace(OPTIONS, iterations=1)
+    Condenser(options, reference(answer=answer), [own]).run()
+    assert seen == [8]  # the network's batch alone
+    seen.clear()
+    Condenser(options, reference(answer=answer, soft=True), [own]).run()
+    assert seen == [4, 4] * 3 + [8]
+
+
+class Brightness(Regularizer):
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        assert len(labels.unique()) == 1
+        return images.mean()
+
+
+def test_extra_terms_move_the_images_too():
+    means = []
+    for terms in ([], [(50.0, Brightness())]):
+        own = images_of([1, 2, 1])
+        Condenser(OPTIONS, reference(), [own], terms).run()
+        means.append(own.pixels.mean().item())
+    assert means[1] < means[0]
+
+
+def test_no_more_than_a_chunk_has_a_graph_at_once():
+    most = 0
+    network_of = OPTIONS.network
+
+    def watch(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        nonlocal most
+        if args[0].requires_grad:
+            most = max(most, len(args[0]))
+
+    class Watched(Condenser):
+        def prepare(self, network: nn.Module, step: int) -> None:
+            network.register_forward_pre_hook(watch)
+
+    options = replace(OPTIONS, iterations=1, chunk=3)
+    assert options.network == network_of
+    Watched(options, reference(), [images_of([5, 5, 5])]).run()
+    assert most == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"iterations": 0}, "iterations"),
+        ({"lr": 0.0}, "lr"),
+        ({"momentum": 1.0}, "momentum"),
+        ({"network_mix": 2.0}, "network_mix"),
+        ({"augmentation": "colour"}, "augmentation"),
+        ({"samples": 0}, "samples"),
+        ({"warmup": 1.0}, "warmup"),
+        ({"alpha": -1.0}, "alpha"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, Any], says: str):
+    with pytest.raises(ValueError, match=says):
+        MIBDC(**options)
+
+
+def of(part: DREAM | MDC | MIBDC, *sizes: int, **changes: Any) -> list[Distilled]:
+    return part.distill_sizes([task([size] * 3, **changes) for size in sizes])
+
+
+def test_without_weight_and_with_one_set_mibdc_is_dream():
+    (dream,) = of(DREAM(**QUICK), 2)
+    (alone,) = of(MIBDC(**QUICK, weight=0.0), 2)
+    assert torch.equal(dream.images, alone.images)
+
+
+@pytest.mark.parametrize("estimator", ["mine", "infonce"])
+def test_guidance_moves_small_sets_and_says_what_it_estimated(estimator: Any):
+    plain = of(MIBDC(**QUICK, weight=0.0), 1, 2, 4)
+    guided = of(MIBDC(**QUICK, weight=100.0, warmup=0.0, estimator=estimator), 1, 2, 4)
+    assert not torch.equal(plain[0].images, guided[0].images)
+    names = set(guided[0].curves)
+    assert {f"matching/ipc-{ipc}" for ipc in (1, 2, 4)} <= names
+    assert {"information/real-1", "information/1-2", "information/2-4"} <= names
+    assert {name for name in plain[0].curves if name.startswith("information")} == set()
+    for curve in guided[0].curves.values():
+        assert [step for step, _ in curve] == [0, 1, 2]
+        assert all(torch.tensor(value).isfinite() for _, value in curve)
+
+
+def test_guidance_begins_after_its_warmup():
+    (found, _) = of(MIBDC(**{**QUICK, "iterations": 10}, warmup=0.5), 1, 2)
+    assert [step for step, _ in found.curves["information/1-2"]] == [5, 6, 7, 8, 9]
+
+
+def test_a_client_with_one_class_of_a_small_set_is_matched_alone():
+    part = MIBDC(**QUICK, warmup=0.0)
+    found = part.distill_sizes([task([0, 1, 0]), task([2, 2, 2])])
+    assert [len(size.images) for size in found] == [1, 6]
+    assert not any(name.startswith("information") for name in found[0].curves)
+
+
+def test_small_sets_are_no_part_of_large_ones_but_in_mdc():
+    small, large = of(MIBDC(**QUICK), 1, 3)
+    assert not torch.equal(small.images, large.images[::3])
+    assert not MDC().optimises_jointly
+    assert MIBDC().optimises_jointly
+    assert MIBDC().cotrains_sizes
+
+
+def test_subset_distances_are_those_of_plain_loops():
+    options = replace(OPTIONS, tiles=2)
+    own, network = images_of([3, 2, 0]), build(OPTIONS.network, SPEC, 0, "net")
+    batches = RealBatches(options, reference())
+    batches.choose(network, [0, 1])
+    expected = []
+    for n in (1, 2):
+        distances = []
+        for label, count in ((0, 3), (1, 2)):
+            if n > count:
+                continue
+            views = mosaic.expand(own.pixels.detach()[own.of(label)][:n], 2)
+            mean = penultimate(network, views).mean(0)
+            real = penultimate(network, batches.of(label)).mean(0)
+            distances.append((mean - real).square().sum().item())
+        expected.append(sum(distances) / len(distances))
+    found = subset_distances(network, own, batches, options)
+    assert found.tolist() == pytest.approx(expected, 1e-4)
+
+
+def test_mdc_moves_on_to_other_subsets_and_keeps_what_they_learnt():
+    subsets: list[int] = []
+    kept: list[tuple[int, Tensor]] = []
+
+    class Watched(MDC):
+        def condenser(self, task: Task, reference: Reference, own: Images) -> Condenser:
+            loop = super().condenser(task, reference, own)
+            real = loop.prefixes
+
+            def prefixes(mine: Images) -> Sequence[int | None]:
+                subsets.append(loop._subset)  # type: ignore[attr-defined]
+                kept.append((loop._kept, mine.pixels.detach().clone()))  # type: ignore[attr-defined]
+                return real(mine)
+
+            loop.prefixes = prefixes  # type: ignore[method-assign]
+            return loop
+
+    options = {**QUICK, "iterations": 12, "lr": 1.0, "review": 2}
+    of(Watched(**options), 4)
+    assert subsets[0] == 1
+    assert set(subsets) <= {1, 2, 3}
+    assert len(set(subsets)) > 1
+    for (before, pixels), (_, later) in zip(kept[::3], kept[3::3], strict=False):
+        for label in range(3):
+            held = slice(4 * label, 4 * label + before)
+            assert torch.equal(pixels[held], later[held])
+    assert any(count for count, _ in kept)
