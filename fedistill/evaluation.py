@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,19 @@ from fedistill.training import accuracy, logits_of, side_by_side
 
 Report = Callable[[int, int], None]
 Refine = Callable[[SyntheticSet, RelabelConfig], SyntheticSet]
-Row = Callable[[int, Report], tuple[float, Curve]]  # trains and tests the student of a number
 Source = Callable[[int], SyntheticSet]  # the set that the student of a number learns from
 K = TypeVar("K")
+
+
+class Trained(NamedTuple):
+    """A student: its accuracy in percent, its loss curve, and itself."""
+
+    top1: float
+    curve: Curve
+    network: nn.Module
+
+
+Row = Callable[[int, Report], Trained]  # trains and tests the student of a number
 
 _log = logging.getLogger(__name__)
 
@@ -90,9 +100,7 @@ class Evaluator:
             name: partial(self.student, _always(synthetic), model) for name, model in named.items()
         }
 
-    def student(
-        self, source: Source, model: ModelConfig, number: int, report: Report
-    ) -> tuple[float, Curve]:
+    def student(self, source: Source, model: ModelConfig, number: int, report: Report) -> Trained:
         """Train one student on a set and test it."""
         network, curve = student.train(
             source(number),
@@ -105,11 +113,11 @@ class Evaluator:
             dtype=self.dtype,
             report=report,
         )
-        return accuracy(network, self.test, self.spec, self.dtype), curve
+        return Trained(accuracy(network, self.test, self.spec, self.dtype), curve, network)
 
     def full_data(
         self, train: ImageSet, model: ModelConfig, number: int, report: Report
-    ) -> tuple[float, Curve]:
+    ) -> Trained:
         """Train one network on the whole training split, with the teachers' recipe, and test it."""
         network, curve = squeeze(
             train,
@@ -122,7 +130,7 @@ class Evaluator:
             dtype=self.dtype,
             report=lambda done, total, loss: report(done, total),
         )
-        return accuracy(network, self.test, self.spec, self.dtype), curve
+        return Trained(accuracy(network, self.test, self.spec, self.dtype), curve, network)
 
     def score(
         self, rows: Mapping[K, Row], report: Report = lambda done, total: None
@@ -138,12 +146,14 @@ class Evaluator:
         scores = {}
         for name in rows:
             outcomes = [next(found) for _ in numbers]
-            scores[name] = Score([top1 for top1, _ in outcomes], [curve for _, curve in outcomes])
+            scores[name] = Score(
+                [outcome.top1 for outcome in outcomes],
+                [outcome.curve for outcome in outcomes],
+                outcomes[0].network,
+            )
         return scores
 
-    def _run(
-        self, jobs: Sequence[Callable[[Report], tuple[float, Curve]]], report: Report
-    ) -> list[tuple[float, Curve]]:
+    def _run(self, jobs: Sequence[Callable[[Report], Trained]], report: Report) -> list[Trained]:
         """Run the jobs, adding up their progress."""
         done = [0.0] * len(jobs)
         lock = threading.Lock()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fedistill.embedding import Embedding
 from fedistill.images import DataSpec
 from fedistill.sets import SyntheticSet
 from fedistill.shares import Curve
@@ -103,17 +104,60 @@ def score_bars(
     return figure
 
 
+def feature_map(embedding: Embedding, class_names: Sequence[str], title: str) -> "Figure":
+    """Draw real images as dots and synthetic ones as stars, in the colour of their class."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 5.2), layout="constrained")
+    axes = figure.subplots()
+    colours = colormaps["tab10" if len(class_names) <= 10 else "gist_rainbow"]
+    points, labels, real = embedding
+    spread = 1 if len(class_names) <= 10 else 1 / max(1, len(class_names) - 1)
+    for label, name in enumerate(class_names):
+        colour = colours(label * spread)
+        mine = labels == label
+        dots, stars = points[:real][mine[:real]], points[real:][mine[real:]]
+        axes.scatter(
+            dots[:, 0], dots[:, 1], s=9, color=colour, alpha=0.6, linewidths=0, label=name
+        )
+        axes.scatter(
+            stars[:, 0], stars[:, 1],
+            s=70, color=colour, marker="*", edgecolors="black", linewidths=0.5,
+        )  # fmt: skip
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    axes.set_title(title, fontsize=10)
+    if len(class_names) <= _ROWS:
+        axes.legend(
+            fontsize=8, frameon=False, markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5)
+        )
+    return figure
+
+
+def value_curves(curves: Mapping[str, Curve], title: str, x_label: str, y_label: str) -> "Figure":
+    """Draw curves of values that may be negative, one line each."""
+    return _lines(curves, title, x_label, y_label, "linear")
+
+
 def loss_curves(curves: Mapping[str, Curve], title: str, x_label: str) -> "Figure":
     """Draw loss curves, one line each, on a logarithmic axis."""
+    return _lines(curves, title, x_label, "loss", "log")
+
+
+def _lines(
+    curves: Mapping[str, Curve], title: str, x_label: str, y_label: str, scale: str
+) -> "Figure":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     axes = figure.subplots()
     for name, curve in curves.items():
         axes.plot([step for step, _ in curve], [loss for _, loss in curve], label=name, lw=1.4)
-    axes.set_yscale("log")
+    axes.set_yscale(scale)
     axes.set_xlabel(x_label)
-    axes.set_ylabel("loss")
+    axes.set_ylabel(y_label)
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -38,10 +38,12 @@ class Score:
     Attributes:
         top1: one for each seed.
         curves: for each seed, (epoch, mean training loss), thinned.
+        network: the student of the first seed, where it was kept.
     """
 
     top1: list[float]
     curves: list[Curve]
+    network: nn.Module | None = None
 
     @property
     def mean(self) -> float:

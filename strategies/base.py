@@ -239,6 +239,15 @@ class FedDistill(Strategy):
         log(INFO, "\t├──> %s: %s, IPC %s", type(self).__name__, distill.name, list(distill.ipc))
         if distiller_of(self.config).uses_real_images:
             log(WARNING, "%s: the images sent by clients show real ones", distill.name)
+        if self.config.cotrain is not None:
+            options = self.config.cotrain.options
+            log(
+                INFO,
+                "\t├──> cotrain: %s, %s steps, matched to: %s",
+                self.config.cotrain.name,
+                options["iterations"],
+                options["public"] or options["reference"],
+            )
         relabel = self.config.relabel
         log(INFO, "\t└──> relabel: %s, %s views", relabel.name, relabel.views)
 

@@ -2,18 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from logging import WARNING
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flwr.common import log
+from torch import nn
 
 from fedistill import config_file, figures, partition, planning, results, tracking, wire
 from fedistill.config import Config
 from fedistill.data import Data
+from fedistill.embedding import embed
 from fedistill.evaluation import Scores
 from fedistill.partition import Partition
-from fedistill.sets import add_to_card
+from fedistill.sets import SyntheticSet, add_to_card
+from fedistill.shares import Curve
 from fedistill.tracking import Journal
 from strategies.base import FedDistill
 from strategies.exchange import Traffic
@@ -96,6 +100,8 @@ class Recorder:
             )
             self.journal.curve("teacher/train_loss", share.teacher_curve, run)
             self.journal.curve("recover/loss", share.recover_curve, run)
+            for curve_name, curve in share.curves.items():
+                self.journal.curve(f"recover/{curve_name}", curve, run)
             seconds = {f"seconds/{stage}": value for stage, value in share.seconds.items()}
             self.journal.metrics({"teacher/top1": top1[number], **seconds}, run=run)
             self.journal.metrics({"teacher/top1_by_client": top1[number]}, step=number)
@@ -108,7 +114,37 @@ class Recorder:
             if any(curves.values()):  # who chooses real images has no loss
                 self._figure(name, figures.loss_curves(curves, title, x_label))
 
-    def scores(self, ipc: int, scores: Scores, teacher_top1: Sequence[float]) -> None:
+        if strategy.shares:
+            first = min(strategy.shares)
+            self._sizes("recover", strategy.shares[first].curves, f"client {first}")
+        for curve_name, curve in strategy.curves.items():
+            self.journal.curve(f"cotrain/{curve_name}", curve)
+        self._sizes("cotrain", strategy.curves, "server")
+
+    def _sizes(self, stage: str, curves: Mapping[str, Curve], who: str) -> None:
+        """Draw how sets of several sizes fared that were trained together, if there are any."""
+        for kind, draw in (
+            ("matching", partial(figures.loss_curves, title=f"{who}: loss of each set's matching")),
+            (
+                "information",
+                partial(
+                    figures.value_curves,
+                    title=f"{who}: mutual information between outputs",
+                    y_label="nats",
+                ),
+            ),
+        ):
+            own = {
+                name.removeprefix(f"{kind}/"): curve
+                for name, curve in curves.items()
+                if name.startswith(f"{kind}/")
+            }
+            if own:
+                self._figure(f"{stage}_{kind}", draw(own, x_label="step"))
+
+    def scores(
+        self, ipc: int, synthetic: SyntheticSet, scores: Scores, teacher_top1: Sequence[float]
+    ) -> None:
         """Keep the accuracies of one set, in its card too."""
         add_to_card(self._set_folder(ipc), score=scores.as_dict()["students"])
         self.journal.artifact(self._set_folder(ipc) / "card.json", f"sets/ipc-{ipc}")
@@ -140,6 +176,19 @@ class Recorder:
             scores.students, scores.baselines, teacher_top1, title, self._split
         )
         self._figure(f"scores_ipc-{ipc}", bars)
+        if first.network is not None:
+            self._feature_map(synthetic, first.network, ipc)
+
+    def _feature_map(self, synthetic: SyntheticSet, network: nn.Module, ipc: int) -> None:
+        spec = self.data.spec
+        tiles = planning.distiller_of(self.config).mosaic_tiles
+        try:
+            found = embed(network, synthetic, self.data.test, tiles, self.config.seed)
+        except Exception as error:  # a picture is not worth a run
+            log(WARNING, "the feature map of IPC %s was not made: %s", ipc, error)
+            return
+        title = f"{spec.name}, IPC {ipc}: a student's features (stars: synthetic), t-SNE"
+        self._figure(f"features_ipc-{ipc}", figures.feature_map(found, spec.class_names, title))
 
     def sets(self, strategy: FedDistill) -> None:
         """Save the sets, each with its recipe and provenance: before students can fail."""

@@ -129,7 +129,7 @@ class Experiment:
             lambda done, total: self.progress.report("evaluate", done, total, ""),
         ):
             self.scores[ipc] = scores
-            self.record.scores(ipc, scores, top1)
+            self.record.scores(ipc, strategy.sets[ipc], scores, top1)
             for name, score in scores.students.items():
                 metrics[f"ipc-{ipc}/{name}/top1-mean"] = score.mean
         self.evaluate_seconds = time.perf_counter() - started

@@ -449,6 +449,32 @@ def test_sets_of_a_method_that_optimises_jointly_are_those_of_runs_of_their_own(
         assert outcome.synthetic.sha256 == both.set_of(size).sha256
 
 
+def test_sizes_that_are_trained_together_on_the_server(tmp_path: Path):
+    sections = {"distill": {"ipc": [1, 2, 3]}, "partition": {"clients": 3}}
+    section = {"iterations": 2, "width": 4, "network_images": 20, "warmup": 0.0, "lr": 1.0}
+    plain = run(tmp_path / "plain", **sections)
+    found = run(tmp_path / "together", **sections, cotrain=section)
+    assert found.result["seconds"]["cotrain"] > plain.result["seconds"]["cotrain"]
+    assert torch.equal(found.set_of(3).images, plain.set_of(3).images)
+    for size in (1, 2):
+        assert not torch.equal(found.set_of(size).images, plain.set_of(size).images)
+    for size, outcome in pipeline.run(found.config).items():
+        assert outcome.synthetic.sha256 == found.set_of(size).sha256
+
+
+def test_clients_make_sets_of_several_sizes_together(tmp_path: Path):
+    tree = tiny_tree(partition={"clients": 2})
+    tree["distill"] = {"name": "mibdc", "ipc": [1, 2], "iterations": 2, "width": 4,
+                       "network_images": 20, "lr": 10.0, "tiles": 1}  # fmt: skip
+    config = config_file.from_dict(tree)
+    found = Run(config, tmp_path / "run", runner.run(config, tmp_path / "run", "local"))
+    for size, outcome in pipeline.run(config).items():
+        assert outcome.synthetic.sha256 == found.set_of(size).sha256
+        assert found.result["sets"][str(size)]["images"] == 10 * size
+    small, large = (found.set_of(size).images for size in (1, 2))
+    assert not any(torch.equal(image, other) for image in small for other in large)
+
+
 def test_a_taken_folder_is_left_alone(base: Run):
     before = (base.folder / "result.json").read_bytes()
     with pytest.raises(OutputError, match="already holds another run"):

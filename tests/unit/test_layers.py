@@ -62,7 +62,7 @@ FLOORS = [
         "fedistill.shares",
         "fedistill.tracking",
     ],
-    ["fedistill.distillers.base", "fedistill.models", "fedistill.wire"],
+    ["fedistill.distillers.base", "fedistill.embedding", "fedistill.models", "fedistill.wire"],
     [
         "fedistill.losses.bottleneck",
         "fedistill.losses.matching",

@@ -1,0 +1,76 @@
+"""t-SNE: where a student's features put synthetic images among real ones."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fedistill import mosaic
+from fedistill.images import ImageSet
+from fedistill.models.features import penultimate
+from fedistill.seeding import derive_seed, generator
+from fedistill.sets import SyntheticSet
+
+_REAL, _SYNTHETIC = 600, 600  # most points of each: t-SNE takes seconds, and more hides the picture
+_PERPLEXITY = 30.0  # van der Maaten and Hinton (2008): 5 to 50
+_BATCH = 500
+
+
+class Embedding(NamedTuple):
+    """Points in the plane, real images first.
+
+    Attributes:
+        points: float32 [R + S, 2].
+        labels: int64 [R + S].
+        real: R, how many of them are real.
+    """
+
+    points: Tensor
+    labels: Tensor
+    real: int
+
+
+def embed(
+    network: nn.Module, synthetic: SyntheticSet, test: ImageSet, tiles: int, seed: int
+) -> Embedding:
+    """Embed the penultimate features of a set and of random test images together.
+
+    Args:
+        network: a student of the set.
+        synthetic: the set.
+        test: real images.
+        tiles: a side of the set's images, where they are mosaics: each tile is a point.
+        seed: of the experiment.
+
+    Raises:
+        ModelError: the network has no linear layer.
+    """
+    from sklearn.manifold import TSNE
+
+    spec = synthetic.spec
+    stream = generator(seed, "embedding", len(synthetic))
+    chosen = torch.randperm(len(test), generator=stream)[:_REAL]
+    views = mosaic.expand(spec.normalise(synthetic.images), tiles)
+    shown = torch.randperm(len(views), generator=stream)[:_SYNTHETIC].sort().values
+    features = torch.cat(
+        [
+            _features(network, spec.normalise(test.images[chosen])),
+            _features(network, views[shown]),
+        ]
+    )
+    labels = torch.cat([test.labels[chosen], synthetic.hard_labels[shown // tiles**2]])
+    search = TSNE(
+        perplexity=min(_PERPLEXITY, (len(features) - 1) / 3),
+        init="pca",
+        random_state=derive_seed(seed, "t-sne") % 2**32,
+    )
+    points = torch.from_numpy(search.fit_transform(features.numpy()))
+    return Embedding(points, labels, len(chosen))
+
+
+@torch.no_grad()
+def _features(network: nn.Module, images: Tensor) -> Tensor:
+    device = next(network.parameters()).device
+    network.eval()
+    parts = [penultimate(network, part.to(device)) for part in images.split(_BATCH)]
+    return torch.cat(parts).float().cpu()

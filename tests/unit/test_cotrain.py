@@ -1,0 +1,161 @@
+"""Co-training on the server: what it is matched to, what moves, what stays."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from fakes import CPU, Constant, tiny_config, tiny_images, tiny_set, tiny_spec, tiny_teacher
+
+from fedistill import config_file, data, planning
+from fedistill import cotrain as module
+from fedistill.cotrain import MIB, cotrain
+from fedistill.errors import ConfigError
+from fedistill.images import ImageSet
+from fedistill.sets import SyntheticSet
+from fedistill.shares import Share
+
+SPEC = tiny_spec()
+QUICK: dict[str, Any] = {
+    "iterations": 3, "width": 4, "depth": 2, "network_images": 6, "batch_real": 4, "lr": 1.0,
+}  # fmt: skip
+SETS = {ipc: tiny_set(ipc) for ipc in (1, 2, 4)}
+TEACHERS = {3: tiny_teacher(3), 0: tiny_teacher(0)}
+
+
+def run(
+    sets: dict[int, SyntheticSet] = SETS, shares: tuple[Share, ...] = (), **options: Any
+) -> Any:
+    return cotrain(MIB(**{**QUICK, **options}), sets, shares, TEACHERS, seed=0, device=CPU)
+
+
+def test_small_sets_move_and_the_largest_stays():
+    found, curves = run(warmup=0.0)
+    assert list(found) == [1, 2, 4]
+    assert torch.equal(found[4].images, SETS[4].images)
+    for ipc in (1, 2):
+        assert found[ipc].images.shape == SETS[ipc].images.shape
+        assert not torch.equal(found[ipc].images, SETS[ipc].images)
+        assert torch.equal(found[ipc].hard_labels, SETS[ipc].hard_labels)
+        assert torch.equal(found[ipc].clients, SETS[ipc].clients)
+    assert {"matching/ipc-1", "matching/ipc-2", "information/1-4"} <= set(curves)
+    assert "matching/ipc-4" not in curves
+
+
+def test_the_same_call_gives_the_same_sets():
+    first, second = run()[0], run()[0]
+    assert [first[n].sha256 for n in first] == [second[n].sha256 for n in second]
+    other = cotrain(MIB(**QUICK), SETS, (), TEACHERS, seed=1, device=CPU)[0]
+    assert other[1].sha256 != first[1].sha256
+
+
+def test_teachers_answer_for_the_networks_and_with_soft_targets_for_the_gradients():
+    seen = []
+    for targets in ("hard", "soft"):
+        teacher = Constant([1.0, 0.0, 0.0])
+        options = MIB(**{**QUICK, "iterations": 1, "weight": 0.0}, targets=targets)  # type: ignore[arg-type]
+        cotrain(options, SETS, (), {0: teacher}, seed=0, device=CPU)
+        seen.append(teacher.seen)
+    # The network's batch; then for each class 4 real images, and those of the two small sets.
+    assert seen == [6, 6 + 3 * (4 + 1 + 2)]
+
+
+def test_the_union_is_every_image_that_was_sent(monkeypatch: pytest.MonkeyPatch):
+    seen: list[ImageSet] = []
+    images = tiny_images(3).images[:7]
+    shares = (
+        Share(partition_id=0, images=images[:4], counts=(1, 1, 0, 0, 1, 1), seconds={}),
+        Share(partition_id=1, images=images[4:], counts=(0, 0, 1, 1, 1, 0), seconds={}),
+    )
+
+    class Watched(module.Condenser):
+        def __init__(self, options: Any, reference: Any, *rest: Any, **more: Any) -> None:
+            seen.append(reference.images)
+            super().__init__(options, reference, *rest, **more)
+
+    monkeypatch.setattr(module, "Condenser", Watched)
+    run(shares=shares, reference="union")
+    assert torch.equal(seen[0].images, images)
+    assert seen[0].labels.tolist() == [0, 1, 1, 2, 2, 0, 1]
+
+
+def test_a_public_set_moves_all_sizes():
+    digits = data.load(replace(tiny_config().data, fraction=0.1), 0)
+    sets = {
+        ipc: SyntheticSet(
+            spec=digits.spec,
+            images=digits.train.images[:10].repeat(ipc, 1, 1, 1),
+            hard_labels=torch.arange(10).repeat(ipc),
+            clients=torch.zeros(10 * ipc, dtype=torch.int64),
+        )
+        for ipc in (1, 2)
+    }
+    for ipc, synthetic in sets.items():
+        order = synthetic.hard_labels.argsort(stable=True)
+        sets[ipc] = replace(
+            synthetic, images=synthetic.images[order], hard_labels=synthetic.hard_labels[order]
+        )
+    teachers = {0: Constant([0.0] * 10)}
+    options = MIB(**QUICK, reference="public", public="digits")
+    found, _ = cotrain(options, sets, (), teachers, seed=0, device=CPU)
+    assert all(not torch.equal(found[n].images, sets[n].images) for n in sets)
+
+
+@pytest.mark.parametrize(
+    ("sections", "says"),
+    [
+        ({"distill": {"ipc": [10, 1]}, "cotrain": "mib"}, r"ipc is \[10, 1\].*accepted: \[1, 10\]"),
+        ({"distill": {"ipc": [5]}, "cotrain": "mib"}, "there are no others"),
+        ({"distill": {"ipc": [1, 2]}, "cotrain": {"tiles": 2}}, "cotrain.tiles is 2"),
+        (
+            {"distill": {"ipc": [1]}, "cotrain": {"reference": "public", "public": "digits"}},
+            "cotrain.public is digits, which has 10 classes",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_together_is_refused(sections: dict[str, Any], says: str):
+    with pytest.raises(ConfigError, match=says):
+        planning.check(tiny_config(**sections), SPEC)
+
+
+def test_one_class_has_nothing_to_tell():
+    one = tiny_spec(num_classes=1)
+    with pytest.raises(ConfigError, match="one class, 'class 0'"):
+        planning.check(tiny_config(distill={"ipc": [1, 2]}, cotrain="mib"), one)
+    tree = {"distill": {"name": "mibdc", "ipc": [1, 2]}, "model": {"depth": 2}}
+    with pytest.raises(ConfigError, match=r"distill\.name is mibdc"):
+        planning.check(config_file.from_dict(tree), one)
+
+
+def test_sizes_of_mibdc_must_rise():
+    tree = {"distill": {"name": "mibdc", "ipc": [2, 1], "depth": 2}, "model": {"depth": 2}}
+    with pytest.raises(ConfigError, match=r"accepted: \[1, 2\]"):
+        planning.check(config_file.from_dict(tree), SPEC)
+
+
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        ({"name": "mob"}, "cotrain.name: 'mob' does not exist"),
+        ({"iteration": 3}, "cotrain.iteration: unknown key.*did you mean 'iterations'"),
+        ({"reference": "public"}, "reference is public and public is None"),
+        ({"public": "digits"}, "reference is largest and public is 'digits'"),
+        ({"reference": "biggest"}, "cotrain.reference"),
+        ({"iterations": 0}, "iterations is 0"),
+        (["mib"], "cotrain"),
+        (3, "cotrain"),
+    ],
+)
+def test_a_wrong_section_is_refused(section: Any, says: str):
+    with pytest.raises(ConfigError, match=says):
+        tiny_config(cotrain=section)
+
+
+def test_the_section_is_filled_in_and_comes_back():
+    config = tiny_config(distill={"ipc": [1, 2]}, cotrain={"iterations": 5})
+    assert config.cotrain is not None
+    assert config.cotrain.name == "mib"
+    assert config.cotrain.options["iterations"] == 5
+    assert config.cotrain.options["alpha"] == MIB().alpha
+    assert config_file.loads(config_file.dump(config)) == config
+    assert config_file.sha256(config) != config_file.sha256(tiny_config(distill={"ipc": [1, 2]}))
