@@ -83,6 +83,7 @@ FLOORS = [
     [
         "fedistill.baselines",
         "fedistill.client",
+        "fedistill.cotrain",
         "fedistill.figures",
         "fedistill.tables",
         "strategies.exchange",
