@@ -98,6 +98,7 @@ FLOORS = [
     ],
     ["fedistill.consumer", "fedistill.pipeline", "strategies.integrate", "strategies.recorder"],
     ["strategies.distributed_boosting"],
+    ["strategies.mib"],
     ["fedistill.cli", "strategies.server_app"],
 ]
 FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
