@@ -200,26 +200,28 @@ class Images:
         """Return where the images of a class are."""
         return slice(self._ends[label] - self.counts[label], self._ends[label])
 
-    def views(self, label: int, stream: torch.Generator, first: int | None = None) -> Tensor:
-        """Return views of a class, at most `batch_synthetic` random ones, [B, C, H, W].
+    def leaves(self, label: int, first: int | None = None) -> Tensor:
+        """Return a copy of the images of a class to take gradients of, [B, C, H, W].
 
         Args:
             label: of the class.
-            stream: draws the views where there are too many.
-            first: of how many images, from the first; None: of all.
+            first: how many, from the first; None: all.
         """
-        options = self._options
-        own = self.pixels[self.of(label)][:first]
-        count = len(own) * options.tiles**2
-        if count <= options.batch_synthetic:
-            return mosaic.expand(own, options.tiles)
-        chosen = torch.randperm(count, generator=stream)[: options.batch_synthetic]
-        return mosaic.expand_some(own, options.tiles, chosen)
+        return self.pixels.detach()[self.of(label)][:first].requires_grad_()
 
-    def add_gradient(self, gradient: Tensor) -> None:
-        """Add to the gradient, [M, C, H, W]."""
+    def views(self, leaves: Tensor, stream: torch.Generator) -> Tensor:
+        """Return views of images, at most `batch_synthetic` random ones, [B, C, H, W]."""
+        options = self._options
+        count = len(leaves) * options.tiles**2
+        if count <= options.batch_synthetic:
+            return mosaic.expand(leaves, options.tiles)
+        chosen = torch.randperm(count, generator=stream)[: options.batch_synthetic]
+        return mosaic.expand_some(leaves, options.tiles, chosen)
+
+    def add_gradient(self, gradient: Tensor, start: int = 0) -> None:
+        """Add to the gradient of the images from one on, [B, C, H, W]."""
         assert self.pixels.grad is not None
-        self.pixels.grad += gradient
+        self.pixels.grad[start : start + len(gradient)] += gradient
 
 
 class RealBatches:
@@ -391,7 +393,8 @@ class Condenser:
         distance: Callable[[Sequence[Tensor]], Tensor],
     ) -> Tensor:
         """Add the gradient of some images of a class of a set; return the loss."""
-        views = augmentation.apply(own.views(label, self._choices, first), changes)
+        leaves = own.leaves(label, first)
+        views = augmentation.apply(own.views(leaves, self._choices), changes)
         slope, loss = matching_gradient(
             network,
             views,
@@ -400,8 +403,8 @@ class Condenser:
             features=self.options.feature_weight > 0,
             chunk=self.options.chunk,
         )
-        count = own.counts[label] if first is None else min(first, own.counts[label])
-        own.add_gradient(count * torch.autograd.grad(views, own.pixels, slope)[0])
+        (gradient,) = torch.autograd.grad(views, leaves, slope)
+        own.add_gradient(len(leaves) * gradient, own.of(label).start)
         return loss
 
     def _targets(self, views: Tensor, label: int) -> Tensor:
@@ -412,11 +415,13 @@ class Condenser:
 
     def _add_terms(self, own: Images, label: int) -> Tensor:
         """Add the gradient of the extra terms of a class of a set; return their sum."""
-        views = own.views(label, self._choices)
+        leaves = own.leaves(label)
+        views = own.views(leaves, self._choices)
         labels = _labels_like(views, label)
         values = [weight * term(views, labels) for weight, term in self._terms]
         total = torch.stack(values).sum()
-        own.add_gradient(own.counts[label] * torch.autograd.grad(total, own.pixels)[0])
+        (gradient,) = torch.autograd.grad(total, leaves)
+        own.add_gradient(len(leaves) * gradient, own.of(label).start)
         return total.detach()
 
 

@@ -118,9 +118,7 @@ def feature_map(embedding: Embedding, class_names: Sequence[str], title: str) ->
         colour = colours(label * spread)
         mine = labels == label
         dots, stars = points[:real][mine[:real]], points[real:][mine[real:]]
-        axes.scatter(
-            dots[:, 0], dots[:, 1], s=9, color=colour, alpha=0.6, linewidths=0, label=name
-        )
+        axes.scatter(dots[:, 0], dots[:, 1], s=9, color=colour, alpha=0.6, linewidths=0, label=name)
         axes.scatter(
             stars[:, 0], stars[:, 1],
             s=70, color=colour, marker="*", edgecolors="black", linewidths=0.5,

@@ -57,9 +57,10 @@ def task(counts: Sequence[int], **changes: Any) -> Task:
 
 def test_views_are_tiles_enlarged_to_the_frame():
     own = images_of([2, 0, 3])
-    assert torch.equal(own.views(2, torch.Generator()), mosaic.expand(own.pixels[2:], 2))
+    found = own.views(own.leaves(2), torch.Generator())
+    assert torch.equal(found, mosaic.expand(own.pixels[2:], 2))
     few = images_of([2, 0, 3], replace(OPTIONS, batch_synthetic=5))
-    found = few.views(2, torch.Generator().manual_seed(0))
+    found = few.views(few.leaves(2), torch.Generator().manual_seed(0))
     everything = mosaic.expand(few.pixels[2:], 2)
     assert len(found) == 5
     places = [int((everything == view).flatten(1).all(1).nonzero()) for view in found]
@@ -68,7 +69,8 @@ def test_views_are_tiles_enlarged_to_the_frame():
 
 def test_views_of_the_first_images_are_of_these_alone():
     own = images_of([4, 1, 1])
-    assert torch.equal(own.views(0, torch.Generator(), 2), mosaic.expand(own.pixels[:2], 2))
+    found = own.views(own.leaves(0, 2), torch.Generator())
+    assert torch.equal(found, mosaic.expand(own.pixels[:2], 2))
 
 
 def test_real_batches_are_of_the_class_and_at_most_as_many_as_wanted():
