@@ -174,9 +174,10 @@ class _Client:
         config = self.config
         models = config.teachers_of(self.partition_id)
 
-        def report(done: int, total: int, loss: float) -> None:
+        def report(done: int, total: int, loss: float | None) -> None:
             all_steps = round(total / part)
-            self.report("recover", round(before * all_steps) + done, all_steps, f"loss {loss:.3f}")
+            note = "" if loss is None else f"loss {loss:.3f}"
+            self.report("recover", round(before * all_steps) + done, all_steps, note)
 
         def make() -> Artefact:
             teachers = _restored(config, self.spec, self.partition_id, teacher_states)

@@ -38,7 +38,7 @@ class Task:
         device: where to work.
         dtype: convolutions may run in this type where the maths allows it.
         regularizers: extra loss terms with their weights.
-        report: called with iterations done, iterations in all, and the loss.
+        report: called with iterations done, iterations in all, and the loss, where there is one.
     """
 
     counts: Sequence[int]
@@ -54,7 +54,7 @@ class Task:
     device: torch.device
     dtype: torch.dtype = torch.float32
     regularizers: Sequence[tuple[float, Regularizer]] = ()
-    report: Callable[[int, int, float], None] = field(default=lambda done, total, loss: None)
+    report: Callable[[int, int, float | None], None] = field(default=lambda done, total, loss: None)
 
     def stream(self, *path: str | int) -> torch.Generator:
         """Return a generator of this client's for one stage."""

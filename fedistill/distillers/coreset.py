@@ -43,7 +43,7 @@ class Coreset(Distiller):
             if count:
                 order = self.choose(task, mine, label, before + count)
                 chosen.append(mine[order[before:]])
-            task.report(label + 1, len(task.counts), 0.0)
+            task.report(label + 1, len(task.counts), None)
         return Distilled(task.shard.images[torch.cat(chosen)], [])
 
     @abstractmethod
