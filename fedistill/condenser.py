@@ -27,131 +27,20 @@ Departures from both codes:
 - networks are trained on shifted and mirrored images with CutMix (theirs: DSA and CutMix).
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedistill import augmentation, crops, mosaic
+from fedistill import augmentation, mosaic
 from fedistill.augmentation import Parameters
-from fedistill.clusters import representatives
-from fedistill.config import ModelConfig
-from fedistill.crops import ViewOptions
-from fedistill.images import DataSpec, ImageSet
 from fedistill.losses.base import Regularizer
-from fedistill.losses.matching import Metric, matching_gradient, signature, signature_distance
-from fedistill.models import build
-from fedistill.models.convnet import WIDTH
-from fedistill.models.features import features_of
-from fedistill.rules import above_zero, at_least, below_one, check, share
-from fedistill.seeding import derive_seed, generator
-
-Choice = Literal["clusters", "random"]
-
-# Of the authors' code: of the networks that gradients are taken of.
-_NETWORK_MOMENTUM, _NETWORK_WEIGHT_DECAY = 0.9, 5e-4
-
-
-@dataclass(frozen=True, kw_only=True)
-class MatchingOptions:
-    """Options of the loop.
-
-    Attributes:
-        iterations: steps of all images.
-        restart: steps after which a fresh network takes over.
-        lr: of SGD for one image, in normalised pixel units; constant.
-        momentum: of SGD.
-        metric: how gradients are compared, see `losses/matching.py`.
-        feature_weight: of the distance of mean features (DREAM+); 0: gradients alone.
-        tiles: small images a side of each image.
-        batch_real: real images of a class in each step; a class with fewer gives all.
-        batch_synthetic: most views of a class of one set in each step.
-        choice: `clusters` takes the real images nearest the centres of as many clusters of their
-            features (DREAM), `random` takes random ones (IDC).
-        interval: steps after which clusters are found again.
-        candidates: random images of a class among which clusters are found; None: all of them.
-        augmentation: operations that each step composes, one draw for a class.
-        width: filters of the networks.
-        depth: blocks of the networks; None: by image size.
-        network_lr: of SGD (momentum 0.9), for the networks.
-        network_images: real images that a network is trained on after each step.
-        network_batch_size: in batches of this size.
-        network_mix: probability of CutMix for such a batch.
-        chunk: most views that have a graph at once.
-    """
-
-    iterations: int = 1000
-    restart: int = 100
-    lr: float = 0.01
-    momentum: float = 0.5
-    metric: Metric = "mse"
-    feature_weight: float = 0.0
-    tiles: int = 2
-    batch_real: int = 128
-    batch_synthetic: int = 128
-    choice: Choice = "clusters"
-    interval: int = 10
-    candidates: int | None = None
-    augmentation: str = "color_crop_cutout"
-    width: int = WIDTH
-    depth: int | None = None
-    network_lr: float = 0.01
-    network_images: int = 500
-    network_batch_size: int = 64
-    network_mix: float = 0.5
-    chunk: int = 128
-
-    def __post_init__(self) -> None:
-        check(
-            at_least(
-                self, 1,
-                "iterations", "restart", "tiles", "batch_real", "batch_synthetic", "interval",
-                "candidates", "width", "depth", "network_batch_size", "chunk",
-            ),
-            at_least(self, 0, "feature_weight", "network_images"),
-            above_zero(self, "lr", "network_lr"),
-            below_one(self, "momentum"),
-            share(self, "network_mix"),
-            augmentation.accepted(self.augmentation),
-        )  # fmt: skip
-
-    @property
-    def network(self) -> ModelConfig:
-        """The ConvNet whose gradients are matched; nothing in it depends on a batch."""
-        return ModelConfig(depth=self.depth, width=self.width, norm="instance")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reference:
-    """What sets are matched to, and where that is done.
-
-    Attributes:
-        images: with hard labels; every class that a set holds.
-        spec: of the data set.
-        seed: of the experiment.
-        path: stage and ids; enters every seed.
-        device: where to work.
-        answer: probabilities [B, num_classes] for normalised views [B, C, H, W], which the
-            networks are trained on; None: the hard labels.
-        soft: whether these are what gradients are taken of too, on both sides.
-    """
-
-    images: ImageSet
-    spec: DataSpec
-    seed: int
-    path: tuple[str | int, ...]
-    device: torch.device
-    answer: Callable[[Tensor], Tensor] | None = None
-    soft: bool = False
-
-    def stream(self, *name: str | int) -> torch.Generator:
-        """Return a generator for one purpose."""
-        return generator(self.seed, *self.path, *name)
+from fedistill.losses.matching import matching_gradient, signature, signature_distance
+from fedistill.matching_options import MatchingOptions
+from fedistill.reference import Learner, RealBatches, Reference
 
 
 class Guide(Protocol):
@@ -160,8 +49,9 @@ class Guide(Protocol):
     def restart(self) -> None:
         """Learn that a fresh network has taken over."""
 
-    def add(self, network: nn.Module, sets: "Sequence[Images]", batches: "RealBatches",
-            loss: Tensor) -> None:  # fmt: skip
+    def add(
+        self, network: nn.Module, sets: "Sequence[Images]", batches: RealBatches, loss: Tensor
+    ) -> None:
         """Add to the gradient of the images of each set.
 
         Args:
@@ -224,64 +114,6 @@ class Images:
         self.pixels.grad[start : start + len(gradient)] += gradient
 
 
-class RealBatches:
-    """The real images of each class that the next steps match.
-
-    Args:
-        options: of the loop.
-        reference: holds them.
-        name: enters the seeds.
-    """
-
-    def __init__(
-        self, options: MatchingOptions, reference: Reference, name: str = "real batches"
-    ) -> None:
-        self._options = options
-        self._reference = reference
-        self._pixels = reference.images.images.to(reference.device)
-        labels = reference.images.labels
-        self._held = [
-            (labels == label).nonzero()[:, 0] for label in range(reference.spec.num_classes)
-        ]
-        self._name = name
-        self._stream = reference.stream(name)
-        self._chosen: dict[int, Tensor] = {}
-        self._rounds = 0
-
-    def choose(self, network: nn.Module, labels: Sequence[int]) -> None:
-        """Choose anew for some classes, by the features that a network has of them now."""
-        if self._options.choice == "random":
-            return
-        self._rounds += 1
-        for label in labels:
-            self._chosen[label] = self.clustered(network, label, self._options.batch_real)
-
-    def clustered(self, network: nn.Module, label: int, count: int) -> Tensor:
-        """Return up to `count` images of a class that stand for it: indices, int64 [B]."""
-        among = self.shuffled(label)[: self._options.candidates]
-        reference = self._reference
-        images = reference.images.images[among]
-        features = features_of(network, images, reference.spec, torch.float32)
-        path = (*reference.path, self._name, "clusters", self._rounds, label)
-        return among[representatives(features, count, derive_seed(reference.seed, *path))]
-
-    def shuffled(self, label: int) -> Tensor:
-        """Return all images of a class in random order: indices into the reference, int64 [n]."""
-        held = self._held[label]
-        return held[torch.randperm(len(held), generator=self._stream)]
-
-    def of(self, label: int) -> Tensor:
-        """Return the chosen images of a class, normalised, [B, C, H, W].
-
-        Random ones are drawn anew each time.
-        """
-        if self._options.choice == "random":
-            chosen = self.shuffled(label)[: self._options.batch_real]
-        else:
-            chosen = self._chosen[label]
-        return self._reference.spec.normalise(self._pixels[chosen.to(self._pixels.device)])
-
-
 class Condenser:
     """One run of the loop over one or several sets.
 
@@ -323,7 +155,7 @@ class Condenser:
         network = None
         for step in range(self.options.iterations if self._labels else 0):
             if step % self.options.restart == 0:
-                network = _Network(self.options, self.reference, step // self.options.restart)
+                network = Learner(self.options, self.reference, step // self.options.restart)
                 if self._guide is not None:
                     self._guide.restart()
             assert network is not None
@@ -423,64 +255,6 @@ class Condenser:
         (gradient,) = torch.autograd.grad(total, leaves)
         own.add_gradient(len(leaves) * gradient, own.of(label).start)
         return total.detach()
-
-
-class _Network:
-    """A network on its way through training: what it is now decides which gradients match."""
-
-    def __init__(self, options: MatchingOptions, reference: Reference, number: int) -> None:
-        self._options = options
-        self._reference = reference
-        self.module = build(
-            options.network, reference.spec, reference.seed, *reference.path, "network", number
-        ).to(reference.device)
-        self._optimizer = torch.optim.SGD(
-            self.module.parameters(),
-            lr=options.network_lr,
-            momentum=_NETWORK_MOMENTUM,
-            weight_decay=_NETWORK_WEIGHT_DECAY,
-        )
-        self._stream = reference.stream("network", number, "batches")
-
-    def learn(self) -> None:
-        """Train it on some real images."""
-        self.module.train()
-        for index in self._batches():
-            views, targets = self._seen(index)
-            loss = F.cross_entropy(
-                self.module(views.contiguous(memory_format=torch.channels_last)), targets
-            )
-            self._optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-
-    def _batches(self) -> Iterator[Tensor]:
-        count = min(self._options.network_images, len(self._reference.images))
-        if count:
-            order = torch.randperm(len(self._reference.images), generator=self._stream)[:count]
-            yield from order.split(self._options.network_batch_size)
-
-    def _seen(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Return views of real images, and what they are."""
-        reference, spec = self._reference, self._reference.spec
-        mixed = self._options.network_mix
-        options = ViewOptions(
-            shift=max(1, spec.size // 8),
-            flip=spec.flip,
-            mix="cutmix" if mixed else "none",
-            mix_probability=mixed,
-        )
-        drawn = crops.draw(len(index), spec.size, options, self._stream)
-        images = spec.normalise(reference.images.images[index].to(reference.device))
-        everyone = torch.arange(len(index), device=reference.device)
-        views = crops.render(images, drawn, everyone, spec.outside(reference.device))
-        if reference.answer is not None:
-            return views, reference.answer(views)
-        targets = F.one_hot(reference.images.labels[index], spec.num_classes).float()
-        if drawn.partner is not None:
-            targets = drawn.own_share * targets + (1 - drawn.own_share) * targets[drawn.partner]
-        return views, targets.to(reference.device)
 
 
 def _labels_like(images: Tensor, label: int) -> Tensor:

@@ -21,12 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from fedistill import data
-from fedistill.condenser import Condenser, Images, MatchingOptions, Reference
+from fedistill.condenser import Condenser, Images
 from fedistill.config import STRICT, DataConfig
 from fedistill.distillers.base import thinned
 from fedistill.errors import ConfigError
 from fedistill.guidance import GuidanceOptions, MixtureGuide
 from fedistill.images import DataSpec, ImageSet
+from fedistill.matching_options import MatchingOptions
+from fedistill.reference import Reference
 from fedistill.rules import check
 from fedistill.seeding import generator
 from fedistill.sets import SyntheticSet

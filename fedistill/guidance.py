@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from fedistill import mosaic
-from fedistill.condenser import Images, MatchingOptions, RealBatches, Reference
+from fedistill.condenser import Images
 from fedistill.distillers.base import thinned
 from fedistill.losses.bottleneck import Mixture, MixtureOptions
+from fedistill.matching_options import MatchingOptions
+from fedistill.reference import RealBatches, Reference
 from fedistill.rules import at_least, below_one, check
 
 _AVERAGE = 0.05  # how fast the mean loss of the matching is followed

@@ -29,7 +29,10 @@ VARIABLE = "FEDISTILL_STORE"
 
 # The code that a stage runs: an artefact of other code is another artefact.
 _TRAINING = ("crops", "images", "models/*", "seeding", "teacher", "training", "whitening")
-_METHODS = ("augmentation", "distillers/*", "losses/*", "mosaic")
+_METHODS = (
+    "augmentation", "clusters", "condenser", "distillers/*", "guidance", "losses/*",
+    "matching_options", "mosaic", "reference",
+)  # fmt: skip
 _SOURCES: Mapping[str, tuple[str, ...]] = {
     "teacher": _TRAINING,
     "share": (*_TRAINING, *_METHODS),

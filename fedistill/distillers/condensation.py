@@ -7,12 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from fedistill import mosaic
-from fedistill.condenser import Condenser, Images, MatchingOptions, RealBatches, Reference
+from fedistill.condenser import Condenser, Images
 from fedistill.config import ModelConfig
 from fedistill.distillers.base import Distilled, Distiller, Progress, Task
 from fedistill.errors import ModelError
 from fedistill.images import DataSpec
+from fedistill.matching_options import MatchingOptions
 from fedistill.models import build
+from fedistill.reference import RealBatches, Reference
 
 
 @dataclass(frozen=True, kw_only=True)

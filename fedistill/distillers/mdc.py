@@ -25,11 +25,13 @@ import torch
 from torch import Tensor, nn
 
 from fedistill import mosaic
-from fedistill.condenser import Condenser, Images, MatchingOptions, RealBatches, Reference
+from fedistill.condenser import Condenser, Images
 from fedistill.distillers.base import Task
 from fedistill.distillers.condensation import Condensation
 from fedistill.losses.base import Regularizer
+from fedistill.matching_options import MatchingOptions
 from fedistill.models.features import penultimate
+from fedistill.reference import RealBatches, Reference
 from fedistill.rules import at_least, check
 
 

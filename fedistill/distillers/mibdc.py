@@ -29,13 +29,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedistill.condenser import Condenser, MatchingOptions
+from fedistill.condenser import Condenser
 from fedistill.config import ModelConfig
 from fedistill.distillers.base import Distilled, Progress, Task, thinned
 from fedistill.distillers.condensation import Condensation, reference_of
 from fedistill.errors import ConfigError
 from fedistill.guidance import GuidanceOptions, MixtureGuide
 from fedistill.images import DataSpec
+from fedistill.matching_options import MatchingOptions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,15 +10,17 @@ from fakes import CONVNET, CPU, tiny_images, tiny_spec, tiny_teacher
 from torch import Tensor, nn
 
 from fedistill import mosaic
-from fedistill.condenser import Condenser, Images, MatchingOptions, RealBatches, Reference
+from fedistill.condenser import Condenser, Images
 from fedistill.distillers.base import Distilled, Task
 from fedistill.distillers.dream import DREAM
 from fedistill.distillers.mdc import MDC, subset_distances
 from fedistill.distillers.mibdc import MIBDC
 from fedistill.images import DataSpec, ImageSet
 from fedistill.losses.base import Regularizer
+from fedistill.matching_options import MatchingOptions
 from fedistill.models import build
 from fedistill.models.features import penultimate
+from fedistill.reference import RealBatches, Reference
 
 SPEC, SHARD = tiny_spec(), tiny_images(30)
 QUICK: dict[str, Any] = {

@@ -70,6 +70,8 @@ FLOORS = [
         "fedistill.student",
         "fedistill.teacher",
     ],
+    ["fedistill.matching_options"],
+    ["fedistill.reference"],
     [
         "fedistill.condenser",
         "fedistill.distillers.coreset",
