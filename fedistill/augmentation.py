@@ -54,6 +54,14 @@ class Parameters:
     views: Views | None = None
     hole: Tensor | None = None
 
+    def to(self, device: torch.device) -> "Parameters":
+        """Copy the numbers to where the images are: once, if several batches are to be changed."""
+        return Parameters(
+            None if self.color is None else self.color.to(device),
+            self.views,
+            None if self.hole is None else self.hole.to(device),
+        )
+
 
 def operations(strategy: str) -> tuple[str, ...]:
     """Return the operations that a strategy names; none for "none".

@@ -14,8 +14,8 @@ multi-formation).
 Several sets may descend side by side: they share networks, real images and their signatures.
 
 Memory does not grow with IPC: at most `batch_synthetic` random views of a class are matched in a
-step, at most `chunk` of them have a graph at once, and only one class of one set at a time. All of
-it is float32: a gradient of gradients needs its digits.
+step, at most `chunk` of them are in the network with a graph at once, and only one class of one set
+at a time. All of it is float32: a gradient of gradients needs its digits.
 
 Departures from both codes:
 - all classes descend in one step after a round of all of them. Theirs steps after each class with
@@ -36,11 +36,11 @@ import torch
 from torch import Tensor, nn
 
 from fedistill import augmentation, mosaic
-from fedistill.augmentation import Parameters
+from fedistill.distillers.base import Trace
 from fedistill.losses.base import Regularizer
 from fedistill.losses.matching import matching_gradient, signature, signature_distance
 from fedistill.matching_options import MatchingOptions
-from fedistill.reference import Learner, RealBatches, Reference
+from fedistill.reference import Answer, Learner, RealBatches, Reference
 
 
 class Guide(Protocol):
@@ -49,35 +49,44 @@ class Guide(Protocol):
     def restart(self) -> None:
         """Learn that a fresh network has taken over."""
 
-    def add(
-        self, network: nn.Module, sets: "Sequence[Images]", batches: RealBatches, loss: Tensor
-    ) -> None:
-        """Add to the gradient of the images of each set.
+    def add(self, network: nn.Module, batches: RealBatches, losses: Tensor) -> None:
+        """Add to the gradient of the images of each set, which holds that of the matching.
 
         Args:
             network: of this step.
-            sets: with the gradient of the matching.
             batches: the real images of this step.
-            loss: of the matching, over all sets and classes.
+            losses: of the matching of each set over all classes, [number of sets].
         """
 
 
 class Images:
     """One set that is being optimised, class by class.
 
+    `per_image` is how many images each one's class has, [M, 1, 1, 1]: what its gradient is
+    multiplied by.
+
     Args:
         start: normalised images, float32 [M, C, H, W].
         counts: images of each class, [num_classes].
+        ipc: of the set, its name.
         options: of the loop.
         device: where they live.
     """
 
     def __init__(
-        self, start: Tensor, counts: Sequence[int], options: MatchingOptions, device: torch.device
+        self,
+        start: Tensor,
+        counts: Sequence[int],
+        ipc: int,
+        options: MatchingOptions,
+        device: torch.device,
     ) -> None:
         assert len(start) == sum(counts), (len(start), counts)
         self.pixels = start.detach().to(device).clone().requires_grad_()
         self.counts = list(counts)
+        self.ipc = ipc
+        every = torch.tensor(self.counts).repeat_interleave(torch.tensor(self.counts))
+        self.per_image = every.to(device)[:, None, None, None]
         self._ends = list(accumulate(counts))
         self._options = options
 
@@ -91,7 +100,7 @@ class Images:
         return slice(self._ends[label] - self.counts[label], self._ends[label])
 
     def leaves(self, label: int, first: int | None = None) -> Tensor:
-        """Return a copy of the images of a class to take gradients of, [B, C, H, W].
+        """Return the images of a class without their past, to take gradients of, [B, C, H, W].
 
         Args:
             label: of the class.
@@ -142,6 +151,7 @@ class Condenser:
         self._optimizer = torch.optim.SGD(
             [own.pixels for own in sets], lr=options.lr, momentum=options.momentum
         )
+        self._trace = Trace(options.iterations)
         self._changes = reference.stream("augmentation")
         self._choices = reference.stream("views")
         self._labels = sorted({label for own in sets for label in own.labels})
@@ -162,43 +172,65 @@ class Condenser:
             if step % self.options.restart % self.options.interval == 0:
                 self.batches.choose(network.module, self._labels)
             self.prepare(network.module, step)
-            told(self._descend(network.module))
-            network.learn()
+            told(self._descend(network.module, step))
+            network.learn(self.batches)
 
     def prepare(self, network: nn.Module, step: int) -> None:
         """Do what a method does before a step; nothing here."""
 
-    def prefixes(self, own: Images) -> Sequence[int | None]:
-        """Say how many of the first images of each class are matched: all of them, here."""
+    def prefixes(self, own: Images, label: int) -> Sequence[int | None]:
+        """Say how many of the first images of a class are matched: all of them, here."""
         return [None]
 
-    def settle(self, own: Images) -> None:
-        """Put images back that were not to move; none, here."""
+    def still(self, own: Images) -> Sequence[slice]:
+        """Say which images of a set are not to move; none, here."""
+        return []
 
-    def _descend(self, network: nn.Module) -> Tensor:
+    @property
+    def curves(self) -> dict[str, list[tuple[int, float]]]:
+        """The loss of each set's matching over the steps: `matching/ipc-10`, say."""
+        return self._trace.curves
+
+    def _descend(self, network: nn.Module, step: int) -> Tensor:
         """Take one step with all images; return the loss of each set, [number of sets]."""
         for own in self.sets:
             own.pixels.grad = torch.zeros_like(own.pixels)
         losses = torch.zeros(len(self.sets), device=self.reference.device)
         for label in self._labels:
             losses += self._match(network, label)
+        self._trace.note(
+            step, {f"matching/ipc-{own.ipc}": losses[n] for n, own in enumerate(self.sets)}
+        )
         if self._guide is not None:
-            self._guide.add(network, self.sets, self.batches, losses.sum())
+            self._guide.add(network, self.batches, losses)
+        if self._terms:
+            losses = losses + torch.stack([self._add_terms(own) for own in self.sets])
+        for own in self.sets:
+            self._hold(own)
         self._optimizer.step()
         for own in self.sets:
             self.reference.spec.clamp_(own.pixels)
-            self.settle(own)
         return losses
+
+    def _hold(self, own: Images) -> None:
+        """Take gradient and momentum from images that are not to move."""
+        momentum = self._optimizer.state[own.pixels].get("momentum_buffer")
+        for part in self.still(own):
+            for tensor in (own.pixels.grad, momentum):
+                if tensor is not None:
+                    tensor[part] = 0
 
     def _match(self, network: nn.Module, label: int) -> Tensor:
         """Add the gradient of one class to every set; return the losses, [number of sets]."""
         options, spec = self.options, self.reference.spec
         features = options.feature_weight > 0
+        # One draw, and one who answers, for all that is compared.
         changes = augmentation.draw(
             options.augmentation, spec.size, self._changes, flip=spec.flip, compose=True
-        )
+        ).to(self.reference.device)
+        answer = self.reference.ask() if self.reference.soft and self.reference.ask else None
         real = augmentation.apply(self.batches.of(label), changes)
-        wanted = signature(network, real, self._targets(real, label), features=features)
+        wanted = signature(network, real, _targets(real, label, answer), features=features)
         distance = partial(
             signature_distance,
             wanted=wanted,
@@ -208,54 +240,40 @@ class Condenser:
         losses = []
         for own in self.sets:
             loss = torch.zeros((), device=self.reference.device)
-            for first in self.prefixes(own) if own.counts[label] else ():
-                loss = loss + self._add(network, own, label, first, changes, distance)
-            if own.counts[label] and self._terms:
-                loss = loss + self._add_terms(own, label)
+            for first in self.prefixes(own, label) if own.counts[label] else ():
+                leaves = own.leaves(label, first)
+                views = augmentation.apply(own.views(leaves, self._choices), changes)
+                slope, part = matching_gradient(
+                    network,
+                    views,
+                    _targets(views, label, answer),
+                    distance,
+                    features=features,
+                    chunk=options.chunk,
+                )
+                (gradient,) = torch.autograd.grad(views, leaves, slope)
+                own.add_gradient(own.counts[label] * gradient, own.of(label).start)
+                loss = loss + part
             losses.append(loss)
         return torch.stack(losses)
 
-    def _add(
-        self,
-        network: nn.Module,
-        own: Images,
-        label: int,
-        first: int | None,
-        changes: Parameters,
-        distance: Callable[[Sequence[Tensor]], Tensor],
-    ) -> Tensor:
-        """Add the gradient of some images of a class of a set; return the loss."""
-        leaves = own.leaves(label, first)
-        views = augmentation.apply(own.views(leaves, self._choices), changes)
-        slope, loss = matching_gradient(
-            network,
-            views,
-            self._targets(views, label),
-            distance,
-            features=self.options.feature_weight > 0,
-            chunk=self.options.chunk,
-        )
-        (gradient,) = torch.autograd.grad(views, leaves, slope)
-        own.add_gradient(len(leaves) * gradient, own.of(label).start)
-        return loss
-
-    def _targets(self, views: Tensor, label: int) -> Tensor:
-        """Return what views of a class are said to be: the class, or probabilities."""
-        if self.reference.soft and self.reference.answer is not None:
-            return self.reference.answer(views.detach())
-        return _labels_like(views, label)
-
-    def _add_terms(self, own: Images, label: int) -> Tensor:
-        """Add the gradient of the extra terms of a class of a set; return their sum."""
-        leaves = own.leaves(label)
-        views = own.views(leaves, self._choices)
-        labels = _labels_like(views, label)
-        values = [weight * term(views, labels) for weight, term in self._terms]
-        total = torch.stack(values).sum()
-        (gradient,) = torch.autograd.grad(total, leaves)
-        own.add_gradient(len(leaves) * gradient, own.of(label).start)
-        return total.detach()
+    def _add_terms(self, own: Images) -> Tensor:
+        """Add the gradient of the extra terms of a set, class by class; return their sum."""
+        total = torch.zeros((), device=self.reference.device)
+        for label in own.labels:
+            leaves = own.leaves(label)
+            views = own.views(leaves, self._choices)
+            labels = _targets(views, label, None)
+            values = [weight * term(views, labels) for weight, term in self._terms]
+            found = torch.stack(values).sum()
+            (gradient,) = torch.autograd.grad(found, leaves)
+            own.add_gradient(own.counts[label] * gradient, own.of(label).start)
+            total = total + found.detach()
+        return total
 
 
-def _labels_like(images: Tensor, label: int) -> Tensor:
-    return torch.full((len(images),), label, device=images.device)
+def _targets(views: Tensor, label: int, answer: Answer | None) -> Tensor:
+    """Return what views of a class are said to be: the class, or probabilities."""
+    if answer is not None:
+        return answer(views.detach())
+    return torch.full((len(views),), label, device=views.device)

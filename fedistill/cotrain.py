@@ -15,21 +15,23 @@ that are matched are those of a cross-entropy with such answers too, on both sid
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from fedistill import data
+from fedistill import data, sources
 from fedistill.condenser import Condenser, Images
-from fedistill.config import STRICT, DataConfig
-from fedistill.distillers.base import thinned
+from fedistill.config import STRICT, Config, DataConfig
 from fedistill.errors import ConfigError
 from fedistill.guidance import GuidanceOptions, MixtureGuide
 from fedistill.images import DataSpec, ImageSet
 from fedistill.matching_options import MatchingOptions
-from fedistill.reference import Reference
-from fedistill.rules import check
+from fedistill.models.build import require_network
+from fedistill.reference import Answer, Reference
+from fedistill.rules import Rule
 from fedistill.seeding import generator
 from fedistill.sets import SyntheticSet
 from fedistill.shares import Share
@@ -54,30 +56,33 @@ class MIB(MatchingOptions, GuidanceOptions):
     targets: Literal["hard", "soft"] = "soft"
     tiles: int = 1
 
-    def __post_init__(self) -> None:
-        MatchingOptions.__post_init__(self)
-        GuidanceOptions.__post_init__(self)
-        check(
+    def rules(self) -> list[Rule]:
+        """See `MatchingOptions`."""
+        named = (self.reference == "public") == (self.public is not None)
+        return [
+            *MatchingOptions.rules(self),
+            *GuidanceOptions.rules(self),
             (
-                (self.reference == "public") == (self.public is not None),
-                "reference is "
-                f"{self.reference} and public is {self.public!r}; accepted: reference: public with "
-                "the name of a data set, or neither",
+                named,
+                f"reference is {self.reference} and public is {self.public!r}; accepted: "
+                "reference: public with the name of a data set, or neither",
             ),
-        )
+        ]
 
-    def check(self, sizes: Sequence[int], tiles: int, spec: DataSpec, seed: int) -> None:
+    def check(self, config: Config, tiles: int, spec: DataSpec) -> None:
         """Refuse sets that cannot be trained together, and a public data set that does not fit.
 
         Args:
-            sizes: IPC of the sets, in rising order.
+            config: of the experiment; its sizes rise.
             tiles: a side of the images that the clients make.
-            spec: of their data.
-            seed: of the experiment.
+            spec: of the clients' data.
 
         Raises:
             ConfigError: what is accepted.
+            ModelError: the networks are too deep for the images.
         """
+        require_network(self.network, spec, "cotrain.depth, networks of gradient matching")
+        sizes = config.distill.ipc
         if self.reference != "public" and len(sizes) < 2:
             raise ConfigError(
                 f"cotrain.reference is {self.reference} and distill.ipc is {list(sizes)}: the "
@@ -96,14 +101,18 @@ class MIB(MatchingOptions, GuidanceOptions):
                 f"cotrain.tiles is {self.tiles}, and the images that the clients make have "
                 f"{tiles} x {tiles} tiles; accepted: {accepted}"
             )
-        if self.public is not None:
-            self.public_images(spec, seed)
+        if self.public is not None and _same_data(self.public, config.data.name):
+            raise ConfigError(
+                f"cotrain.public is {self.public}, which is the data of the clients; accepted: "
+                "other images of the same classes"
+            )
+        self.public_images(spec, config.seed)
 
     def public_images(self, spec: DataSpec, seed: int) -> ImageSet | None:
         """Load the training split of the public data set, if there is to be one.
 
         Raises:
-            ConfigError: other classes, or images of another shape.
+            ConfigError: other classes, a class without images, or images of another shape.
         """
         if self.public is None:
             return None
@@ -113,6 +122,18 @@ class MIB(MatchingOptions, GuidanceOptions):
             raise ConfigError(
                 f"cotrain.public is {self.public}, which has {_kind(found)}; "
                 f"accepted: {_kind(spec)}"
+            )
+        missing = [
+            name
+            for name, count in zip(
+                spec.class_names, loaded.train.histogram(spec.num_classes), strict=True
+            )
+            if not count
+        ]
+        if missing:
+            raise ConfigError(
+                f"cotrain.public is {self.public}, which has no image of class '{missing[0]}'; "
+                "accepted: images of every class"
             )
         return loaded.train
 
@@ -148,29 +169,21 @@ def cotrain(
         seed=seed,
         path=("cotrain",),
         device=device,
-        answer=_Teachers(teachers, seed),
+        ask=_Teachers(teachers, seed),
         soft=options.targets == "soft",
     )
-    own = {ipc: _images(options, synthetic, device) for ipc, synthetic in sets.items()}
-    fixed = [] if options.reference == "public" else [own[max(own)]]
-    moved = {ipc: images for ipc, images in own.items() if images not in fixed}
-    guide = MixtureGuide(options, options, reference, list(own), fixed)
-    losses: list[Tensor] = []
-
-    def tell(found: Tensor) -> None:
-        losses.append(found)
-        report(len(losses), options.iterations)
-
-    Condenser(options, reference, list(moved.values()), guide=guide).run(tell)
-    curves = guide.curves()
-    for number, ipc in enumerate(moved if losses else ()):
-        values = torch.stack(losses)[:, number]
-        curves[f"matching/ipc-{ipc}"] = thinned(range(len(losses)), values)
+    own = [_images(options, ipc, synthetic, device) for ipc, synthetic in sets.items()]
+    fixed = [] if options.reference == "public" else own[-1:]
+    moved = own[: len(own) - len(fixed)]
+    guide = MixtureGuide(options, options, reference, moved, fixed)
+    loop = Condenser(options, reference, moved, guide=guide)
+    steps = count(1)
+    loop.run(lambda losses: report(next(steps), options.iterations))
     refined = {
-        ipc: replace(sets[ipc], images=spec.to_uint8(images.pixels.detach()).cpu())
-        for ipc, images in moved.items()
+        images.ipc: replace(sets[images.ipc], images=spec.to_uint8(images.pixels.detach()).cpu())
+        for images in moved
     }
-    return {ipc: refined.get(ipc, synthetic) for ipc, synthetic in sets.items()}, curves
+    return {**sets, **refined}, {**loop.curves, **guide.curves}
 
 
 def _reference(
@@ -194,24 +207,35 @@ def _reference(
     )
 
 
-def _images(options: MIB, synthetic: SyntheticSet, device: torch.device) -> Images:
+def _images(options: MIB, ipc: int, synthetic: SyntheticSet, device: torch.device) -> Images:
     start = synthetic.spec.normalise(synthetic.images)
     counts = synthetic.as_image_set().histogram(synthetic.spec.num_classes)
-    return Images(start, counts, options, device)
+    return Images(start, counts, ipc, options, device)
+
+
+def _same_data(first: str, second: str) -> bool:
+    folders = [sources.local_folder(name) for name in (first, second)]
+    if None not in folders:
+        return folders[0] == folders[1]
+    return first == second
 
 
 class _Teachers:
-    """Answers of a random client's teacher for every batch of views."""
+    """Draws the client whose teacher answers next."""
 
     def __init__(self, teachers: Mapping[int, nn.Module], seed: int) -> None:
         self._teachers = [teacher for _, teacher in sorted(teachers.items())]
         self._stream = generator(seed, "cotrain", "teachers")
 
-    @torch.no_grad()
-    def __call__(self, views: Tensor) -> Tensor:
+    def __call__(self) -> Answer:
         chosen = int(torch.randint(len(self._teachers), (), generator=self._stream))
-        logits: Tensor = self._teachers[chosen](views.contiguous(memory_format=torch.channels_last))
-        return logits.float().softmax(1)
+        return partial(_answer, self._teachers[chosen])
+
+
+@torch.no_grad()
+def _answer(teacher: nn.Module, views: Tensor) -> Tensor:
+    logits: Tensor = teacher(views.contiguous(memory_format=torch.channels_last))
+    return logits.float().softmax(1)
 
 
 def _kind(spec: DataSpec) -> str:

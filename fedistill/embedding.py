@@ -7,13 +7,12 @@ from torch import Tensor, nn
 
 from fedistill import mosaic
 from fedistill.images import ImageSet
-from fedistill.models.features import penultimate
+from fedistill.models.features import features_in_parts
 from fedistill.seeding import derive_seed, generator
 from fedistill.sets import SyntheticSet
 
 _REAL, _SYNTHETIC = 600, 600  # most points of each: t-SNE takes seconds, and more hides the picture
 _PERPLEXITY = 30.0  # van der Maaten and Hinton (2008): 5 to 50
-_BATCH = 500
 
 
 class Embedding(NamedTuple):
@@ -50,15 +49,15 @@ def embed(
     spec = synthetic.spec
     stream = generator(seed, "embedding", len(synthetic))
     chosen = torch.randperm(len(test), generator=stream)[:_REAL]
-    views = mosaic.expand(spec.normalise(synthetic.images), tiles)
-    shown = torch.randperm(len(views), generator=stream)[:_SYNTHETIC].sort().values
-    features = torch.cat(
-        [
-            _features(network, spec.normalise(test.images[chosen])),
-            _features(network, views[shown]),
-        ]
-    )
-    labels = torch.cat([test.labels[chosen], synthetic.hard_labels[shown // tiles**2]])
+    each = tiles**2
+    shown = torch.randperm(len(synthetic) * each, generator=stream)[:_SYNTHETIC].sort().values
+    images = spec.normalise(synthetic.images[shown // each])
+    places = torch.arange(len(shown)) * each + shown % each
+    views = mosaic.expand_some(images, tiles, places)
+    network.eval()
+    both = torch.cat([spec.normalise(test.images[chosen]), views])
+    features = features_in_parts(network, both).cpu()
+    labels = torch.cat([test.labels[chosen], synthetic.hard_labels[shown // each]])
     search = TSNE(
         perplexity=min(_PERPLEXITY, (len(features) - 1) / 3),
         init="pca",
@@ -66,11 +65,3 @@ def embed(
     )
     points = torch.from_numpy(search.fit_transform(features.numpy()))
     return Embedding(points, labels, len(chosen))
-
-
-@torch.no_grad()
-def _features(network: nn.Module, images: Tensor) -> Tensor:
-    device = next(network.parameters()).device
-    network.eval()
-    parts = [penultimate(network, part.to(device)) for part in images.split(_BATCH)]
-    return torch.cat(parts).float().cpu()

@@ -30,11 +30,11 @@ K = TypeVar("K")
 
 
 class Trained(NamedTuple):
-    """A student: its accuracy in percent, its loss curve, and itself."""
+    """A student: its accuracy in percent, its loss curve, and itself, where it is kept."""
 
     top1: float
     curve: Curve
-    network: nn.Module
+    network: nn.Module | None
 
 
 Row = Callable[[int, Report], Trained]  # trains and tests the student of a number
@@ -113,7 +113,8 @@ class Evaluator:
             dtype=self.dtype,
             report=report,
         )
-        return Trained(accuracy(network, self.test, self.spec, self.dtype), curve, network)
+        found = accuracy(network, self.test, self.spec, self.dtype)
+        return Trained(found, curve, network.cpu() if number == 0 else None)
 
     def full_data(
         self, train: ImageSet, model: ModelConfig, number: int, report: Report
@@ -130,7 +131,7 @@ class Evaluator:
             dtype=self.dtype,
             report=lambda done, total, loss: report(done, total),
         )
-        return Trained(accuracy(network, self.test, self.spec, self.dtype), curve, network)
+        return Trained(accuracy(network, self.test, self.spec, self.dtype), curve, None)
 
     def score(
         self, rows: Mapping[K, Row], report: Report = lambda done, total: None

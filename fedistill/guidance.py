@@ -1,5 +1,6 @@
 """Sets of several sizes guide each other while they are matched to the same images (MIBDC)."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,13 +9,15 @@ from torch import Tensor, nn
 
 from fedistill import mosaic
 from fedistill.condenser import Images
-from fedistill.distillers.base import thinned
+from fedistill.distillers.base import Trace
 from fedistill.losses.bottleneck import Mixture, MixtureOptions
 from fedistill.matching_options import MatchingOptions
 from fedistill.reference import RealBatches, Reference
-from fedistill.rules import at_least, below_one, check
+from fedistill.rules import Rule, at_least, below_one
 
 _AVERAGE = 0.05  # how fast the mean loss of the matching is followed
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +25,7 @@ class GuidanceOptions(MixtureOptions):
     """Options of the guidance beside those of the mixture.
 
     Attributes:
-        weight: of L_mix, in units of the running mean of the matching's loss; 0: no guidance.
+        weight: of each set's L_mix, in units of the running mean of its matching loss; 0: none.
         samples: views of each class and set in every estimate.
         warmup: share of the steps before it begins.
     """
@@ -31,20 +34,25 @@ class GuidanceOptions(MixtureOptions):
     samples: int = 8
     warmup: float = 0.05
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(at_least(self, 0, "weight"), at_least(self, 1, "samples"), below_one(self, "warmup"))
+    def rules(self) -> list[Rule]:
+        """See `MixtureOptions`."""
+        return [
+            *super().rules(),
+            at_least(self, 0, "weight"),
+            at_least(self, 1, "samples"),
+            below_one(self, "warmup"),
+        ]
 
 
 class MixtureGuide:
-    """Adds the gradient of -weight * L_mix to every set; keeps what was estimated.
+    """Adds the gradient of -weight * mean(L_match^k) * L_mix^k to every set.
 
     Args:
         options: of the guidance.
         matching: of the loop.
         reference: what the sets are matched to.
-        sizes: IPC of each set, in rising order.
-        fixed: sets that guide and are not moved: the largest ones.
+        sets: those that are optimised.
+        fixed: those that guide and are not moved.
     """
 
     def __init__(
@@ -52,76 +60,112 @@ class MixtureGuide:
         options: GuidanceOptions,
         matching: MatchingOptions,
         reference: Reference,
-        sizes: Sequence[int],
+        sets: Sequence[Images],
         fixed: Sequence[Images] = (),
     ) -> None:
-        self._fixed = fixed
         self._options = options
         self._matching = matching
+        self._moved = {own.ipc: place for place, own in enumerate(sets)}
+        self._sets, self._labels = comparable([*sets, *fixed])
+        left_out = {own.ipc for own in [*sets, *fixed]} - {own.ipc for own in self._sets}
+        if options.weight and left_out:
+            _log.warning(
+                "the sets of IPC %s here have too few classes in common with the others to say "
+                "anything about each other: they are matched without guidance",
+                sorted(left_out),
+            )
+        rows = torch.tensor(self._labels, dtype=torch.int64)
+        self._rows = rows.repeat_interleave(options.samples).to(reference.device)
         self._stream = reference.stream("guidance")
         self._mixture = Mixture(
-            options,
-            reference.spec.num_classes,
-            sizes,
-            reference.stream("critics"),
-            reference.device,
+            options, reference.spec.num_classes, reference.stream("critics"), reference.device
         )
-        self._mean_loss: Tensor | None = None
+        self._mean_losses: Tensor | None = None
         self._step = 0
-        self._steps: list[int] = []
-        self._estimates: dict[str, list[Tensor]] = {}
+        self._trace = Trace(matching.iterations)
+
+    @property
+    def curves(self) -> dict[str, list[tuple[int, float]]]:
+        """Every estimate over the steps, in nats: `information/real-10`, say."""
+        return self._trace.curves
 
     def restart(self) -> None:
-        """Forget the averages of the network before."""
+        """Forget the averages: they are of another network."""
         self._mixture.forget()
+        self._mean_losses = None
 
-    def add(
-        self, network: nn.Module, sets: Sequence[Images], batches: RealBatches, loss: Tensor
-    ) -> None:
-        """Add to the gradient of the images of each set."""
+    def add(self, network: nn.Module, batches: RealBatches, losses: Tensor) -> None:
+        """Add to the gradient of the images of each set that is optimised."""
         step, self._step = self._step, self._step + 1
-        mean = self._mean_loss
-        self._mean_loss = loss if mean is None else torch.lerp(mean, loss, _AVERAGE)
-        if self._options.weight == 0 or step < self._options.warmup * self._matching.iterations:
+        mean = self._mean_losses
+        self._mean_losses = losses if mean is None else torch.lerp(mean, losses, _AVERAGE)
+        options = self._options
+        late = step >= options.warmup * self._matching.iterations
+        if not (options.weight and late and self._labels):
             return
-        # One class alone carries no information: only what all sets hold is compared.
-        everyone = [*sets, *self._fixed]
-        labels = [n for n in sets[0].labels if all(own.counts[n] for own in everyone)]
-        if len(labels) < 2:
-            return
-        rows = torch.tensor(labels).repeat_interleave(self._options.samples)
+        real = [batches.some(label, options.samples, self._stream) for label in self._labels]
         with torch.no_grad():
-            real = network(torch.cat([self._some(batches.of(label)) for label in labels]))
-        outputs = [network(self._views(own, labels)) for own in everyone]
-        reward = self._mixture(real, outputs, rows.to(real.device))
-        slopes = torch.autograd.grad(reward, [own.pixels for own in sets])
-        for own, slope in zip(sets, slopes, strict=True):
-            # As in the matching: the learning rate is that of one image.
-            counts = torch.tensor(own.counts).repeat_interleave(torch.tensor(own.counts))
-            per_image = counts.to(slope.device)[:, None, None, None] * slope
-            own.add_gradient(-self._options.weight * self._mean_loss * per_image)
-        self._steps.append(step)
-        for name, value in self._mixture.estimates.items():
-            self._estimates.setdefault(name, []).append(value)
+            answers = self._through(network, torch.cat(real))
+        leaves: dict[int, Tensor] = {}
+        views: dict[int, Tensor] = {}
+        outputs: dict[int, Tensor] = {}
+        for own in self._sets:
+            moved = own.ipc in self._moved
+            leaves[own.ipc] = own.pixels.detach().requires_grad_(moved)
+            views[own.ipc] = self._views(own, leaves[own.ipc])
+            with torch.no_grad():
+                outputs[own.ipc] = self._through(network, views[own.ipc])
+            outputs[own.ipc].requires_grad_(moved)
+        rewards = self._mixture(answers, outputs, self._rows, len(self._labels))
+        for own in self._sets:
+            if own.ipc in rewards:
+                (by_output,) = torch.autograd.grad(rewards[own.ipc], outputs[own.ipc])
+                by_view = self._back(network, views[own.ipc].detach(), by_output)
+                (slope,) = torch.autograd.grad(views[own.ipc], leaves[own.ipc], by_view)
+                unit = self._mean_losses[self._moved[own.ipc]]
+                own.add_gradient(-options.weight * unit * own.per_image * slope)
+        self._trace.note(
+            step, {f"information/{name}": it for name, it in self._mixture.estimates.items()}
+        )
 
-    def curves(self) -> dict[str, list[tuple[int, float]]]:
-        """Return every estimate over the steps, in nats: `information/real-10`, say."""
-        return {
-            f"information/{name}": thinned(self._steps, torch.stack(values))
-            for name, values in self._estimates.items()
-        }
-
-    def _some(self, images: Tensor) -> Tensor:
-        chosen = torch.randint(len(images), (self._options.samples,), generator=self._stream)
-        return images[chosen.to(images.device)]
-
-    def _views(self, own: Images, labels: Sequence[int]) -> Tensor:
+    def _views(self, own: Images, pixels: Tensor) -> Tensor:
         """Return `samples` random views of each class, drawn with replacement."""
         tiles = self._matching.tiles
-        parts = []
-        for label in labels:
-            images = own.pixels[own.of(label)]
-            number = len(images) * tiles**2
-            chosen = torch.randint(number, (self._options.samples,), generator=self._stream)
-            parts.append(mosaic.expand_some(images, tiles, chosen))
-        return torch.cat(parts)
+        chosen = []
+        for label in self._labels:
+            first, end = (tiles**2 * place for place in (own.of(label).start, own.of(label).stop))
+            size = (self._options.samples,)
+            chosen.append(torch.randint(first, end, size, generator=self._stream))
+        return mosaic.expand_some(pixels, tiles, torch.cat(chosen))
+
+    def _through(self, network: nn.Module, views: Tensor) -> Tensor:
+        """Return logits, a chunk at a time."""
+        return torch.cat([network(part) for part in views.split(self._matching.chunk)])
+
+    def _back(self, network: nn.Module, views: Tensor, slopes: Tensor) -> Tensor:
+        """Return the gradient of the views by that of their logits, a chunk at a time."""
+        chunk = self._matching.chunk
+        found = []
+        for part, slope in zip(views.split(chunk), slopes.split(chunk), strict=True):
+            part.requires_grad_()
+            found.append(torch.autograd.grad(network(part), part, slope)[0])
+        return torch.cat(found)
+
+
+def comparable(sets: Sequence[Images]) -> tuple[list[Images], list[int]]:
+    """Choose the sets that can be compared, and the classes that all of these hold.
+
+    A client may hold one class of a small set, and one class says nothing: sets with the fewest
+    classes are left out until two classes are common to the others.
+
+    Returns:
+        Sets in rising order with the classes that all of them hold, two or more; one set can
+        still be compared with real images. Nothing where none holds two.
+    """
+    chosen = sorted(sets, key=lambda own: own.ipc)
+    while chosen:
+        common = set.intersection(*(set(own.labels) for own in chosen))
+        if len(common) >= 2:
+            return chosen, sorted(common)
+        chosen.remove(min(chosen, key=lambda own: len(own.labels)))
+    return [], []

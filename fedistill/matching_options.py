@@ -7,7 +7,7 @@ from fedistill import augmentation
 from fedistill.config import ModelConfig
 from fedistill.losses.matching import Metric
 from fedistill.models.convnet import WIDTH
-from fedistill.rules import above_zero, at_least, below_one, check, share
+from fedistill.rules import Rule, above_zero, at_least, below_one, check, share
 
 Choice = Literal["clusters", "random"]
 
@@ -62,7 +62,11 @@ class MatchingOptions:
     chunk: int = 128
 
     def __post_init__(self) -> None:
-        check(
+        check(*self.rules())
+
+    def rules(self) -> list[Rule]:
+        """Return the rules of these options, for a class that has others too."""
+        return [
             at_least(
                 self, 1,
                 "iterations", "restart", "tiles", "batch_real", "batch_synthetic", "interval",
@@ -73,7 +77,7 @@ class MatchingOptions:
             below_one(self, "momentum"),
             share(self, "network_mix"),
             augmentation.accepted(self.augmentation),
-        )  # fmt: skip
+        ]  # fmt: skip
 
     @property
     def network(self) -> ModelConfig:

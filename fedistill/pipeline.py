@@ -5,7 +5,8 @@
 
 The apps in `client_app.py` and `strategies/` call the same functions with messages in between;
 the sets have the same SHA-256. It needs torch alone, so it also runs where Flower is not
-installed: `python -m fedistill.pipeline CONFIG` (pyyaml and pydantic to read the file).
+installed: `python -m fedistill.pipeline CONFIG` (pyyaml and pydantic to read the file;
+scikit-learn for the methods that cluster).
 """
 
 import sys

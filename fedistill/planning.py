@@ -60,7 +60,7 @@ def _check_sizes(config: Config, distiller: Distiller, spec: DataSpec) -> None:
         )
     if config.cotrain is not None:
         part = registry.build("cotrain", config.cotrain.name, config.cotrain.options)
-        part.check(sizes, distiller.mosaic_tiles, spec, config.seed)
+        part.check(config, distiller.mosaic_tiles, spec)
 
 
 def allocate(

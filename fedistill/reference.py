@@ -20,6 +20,9 @@ from fedistill.seeding import derive_seed, generator
 _NETWORK_MOMENTUM, _NETWORK_WEIGHT_DECAY = 0.9, 5e-4
 
 
+Answer = Callable[[Tensor], Tensor]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reference:
     """What sets are matched to, and where that is done.
@@ -30,8 +33,8 @@ class Reference:
         seed: of the experiment.
         path: stage and ids; enters every seed.
         device: where to work.
-        answer: probabilities [B, num_classes] for normalised views [B, C, H, W], which the
-            networks are trained on; None: the hard labels.
+        ask: draws who answers next; the answers, probabilities [B, num_classes] for normalised
+            views [B, C, H, W], are what the networks are trained on. None: the hard labels are.
         soft: whether these are what gradients are taken of too, on both sides.
     """
 
@@ -40,7 +43,7 @@ class Reference:
     seed: int
     path: tuple[str | int, ...]
     device: torch.device
-    answer: Callable[[Tensor], Tensor] | None = None
+    ask: Callable[[], Answer] | None = None
     soft: bool = False
 
     def stream(self, *name: str | int) -> torch.Generator:
@@ -62,7 +65,7 @@ class RealBatches:
     ) -> None:
         self._options = options
         self._reference = reference
-        self._pixels = reference.images.images.to(reference.device)
+        self.pixels = reference.images.images.to(reference.device)
         labels = reference.images.labels
         self._held = [
             (labels == label).nonzero()[:, 0] for label in range(reference.spec.num_classes)
@@ -78,11 +81,14 @@ class RealBatches:
             return
         self._rounds += 1
         for label in labels:
-            self._chosen[label] = self.clustered(network, label, self._options.batch_real)
+            chosen = self.clustered(network, label, self._options.batch_real)
+            self._chosen[label] = chosen.to(self.pixels.device)
 
     def clustered(self, network: nn.Module, label: int, count: int) -> Tensor:
         """Return up to `count` images of a class that stand for it: indices, int64 [B]."""
         among = self.shuffled(label)[: self._options.candidates]
+        if count >= len(among):
+            return among
         reference = self._reference
         images = reference.images.images[among]
         features = features_of(network, images, reference.spec, torch.float32)
@@ -100,10 +106,16 @@ class RealBatches:
         Random ones are drawn anew each time.
         """
         if self._options.choice == "random":
-            chosen = self.shuffled(label)[: self._options.batch_real]
+            chosen = self.shuffled(label)[: self._options.batch_real].to(self.pixels.device)
         else:
             chosen = self._chosen[label]
-        return self._reference.spec.normalise(self._pixels[chosen.to(self._pixels.device)])
+        return self._reference.spec.normalise(self.pixels[chosen])
+
+    def some(self, label: int, count: int, stream: torch.Generator) -> Tensor:
+        """Return random images of a class, with replacement, normalised, [count, C, H, W]."""
+        held = self._held[label]
+        chosen = held[torch.randint(len(held), (count,), generator=stream)]
+        return self._reference.spec.normalise(self.pixels[chosen.to(self.pixels.device)])
 
 
 class Learner:
@@ -123,11 +135,11 @@ class Learner:
         )
         self._stream = reference.stream("network", number, "batches")
 
-    def learn(self) -> None:
+    def learn(self, batches: RealBatches) -> None:
         """Train it on some real images."""
         self.module.train()
         for index in self._batches():
-            views, targets = self._seen(index)
+            views, targets = self._seen(index, batches.pixels)
             loss = F.cross_entropy(
                 self.module(views.contiguous(memory_format=torch.channels_last)), targets
             )
@@ -142,7 +154,7 @@ class Learner:
             order = torch.randperm(len(self._reference.images), generator=self._stream)[:count]
             yield from order.split(self._options.network_batch_size)
 
-    def _seen(self, index: Tensor) -> tuple[Tensor, Tensor]:
+    def _seen(self, index: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Return views of real images, and what they are."""
         reference, spec = self._reference, self._reference.spec
         mixed = self._options.network_mix
@@ -153,11 +165,11 @@ class Learner:
             mix_probability=mixed,
         )
         drawn = crops.draw(len(index), spec.size, options, self._stream)
-        images = spec.normalise(reference.images.images[index].to(reference.device))
-        everyone = torch.arange(len(index), device=reference.device)
+        images = spec.normalise(pixels[index.to(pixels.device)])
+        everyone = torch.arange(len(index))
         views = crops.render(images, drawn, everyone, spec.outside(reference.device))
-        if reference.answer is not None:
-            return views, reference.answer(views)
+        if reference.ask is not None:
+            return views, reference.ask()(views)
         targets = F.one_hot(reference.images.labels[index], spec.num_classes).float()
         if drawn.partner is not None:
             targets = drawn.own_share * targets + (1 - drawn.own_share) * targets[drawn.partner]

@@ -38,7 +38,7 @@ class Score:
     Attributes:
         top1: one for each seed.
         curves: for each seed, (epoch, mean training loss), thinned.
-        network: the student of the first seed, where it was kept.
+        network: the student of the first seed on the CPU, where it was kept.
     """
 
     top1: list[float]

@@ -6,6 +6,7 @@ what comes from the network is not to be trusted.
 """
 
 import json
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ DISTILL = "train.distill"
 _STAGES = ("squeeze", "recover")  # of a client
 _STEPS, _VALUES = "-curve-steps", "-curve-values"  # what the two lists of a curve end with
 _OTHER = "other:"  # what the names of a method's own curves begin with
+_CURVE_NAME = re.compile(r"[a-z]+/[\w-]{1,50}")
 _CURVES, _CURVE_LENGTH = 100, 10_000  # most of a share, and the points of one
 _WARNINGS, _WARNING_LENGTH = 10, 400  # most of a share, and their length
 
@@ -305,7 +307,8 @@ def _curve(record: Mapping[str, Any], name: str) -> list[tuple[int, float]]:
     steps = _ints(record, f"{name}{_STEPS}")
     values = record.get(f"{name}{_VALUES}")
     if not isinstance(values, list) or len(values) != len(steps):
-        raise WireError(f"the curve '{name}' has {len(steps)} steps and other values: {values!r}")
+        found = f"{len(values)} values" if isinstance(values, list) else "no values"
+        raise WireError(f"the curve '{name}' has {len(steps)} steps and {found}")
     if len(steps) > _CURVE_LENGTH:
         raise WireError(f"the curve '{name}' has {len(steps)} points; at most {_CURVE_LENGTH}")
     return [(step, float(value)) for step, value in zip(steps, values, strict=True)]
@@ -315,4 +318,8 @@ def _others(record: Mapping[str, Any]) -> list[str]:
     found = [key for key in record if key.startswith(_OTHER) and key.endswith(_STEPS)]
     if len(found) > _CURVES:
         raise WireError(f"the share holds {len(found)} curves; at most {_CURVES}")
-    return sorted(key.removesuffix(_STEPS) for key in found)
+    names = sorted(key.removesuffix(_STEPS) for key in found)
+    for name in names:
+        if not _CURVE_NAME.fullmatch(name.removeprefix(_OTHER)):
+            raise WireError(f"{name[:80]!r} is no name of a curve; accepted: kind/what")
+    return names

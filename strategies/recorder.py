@@ -184,11 +184,12 @@ class Recorder:
         tiles = planning.distiller_of(self.config).mosaic_tiles
         try:
             found = embed(network, synthetic, self.data.test, tiles, self.config.seed)
+            title = f"{spec.name}, IPC {ipc}: a student's features (stars: synthetic), t-SNE"
+            figure = figures.feature_map(found, spec.class_names, title)
         except Exception as error:  # a picture is not worth a run
             log(WARNING, "the feature map of IPC %s was not made: %s", ipc, error)
-            return
-        title = f"{spec.name}, IPC {ipc}: a student's features (stars: synthetic), t-SNE"
-        self._figure(f"features_ipc-{ipc}", figures.feature_map(found, spec.class_names, title))
+        else:
+            self._figure(f"features_ipc-{ipc}", figure)
 
     def sets(self, strategy: FedDistill) -> None:
         """Save the sets, each with its recipe and provenance: before students can fail."""

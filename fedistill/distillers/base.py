@@ -171,7 +171,7 @@ class Distiller(ABC):
         """Make the images that a task asks for."""
 
     def distill_sizes(self, tasks: Sequence[Task]) -> list[Distilled]:
-        """Make the images of several sets; the tasks differ in `counts` and `made` alone."""
+        """Make the images of several sets; the tasks differ in `counts`, `made` and `ipc` alone."""
         return [self.distill(task) for task in tasks]
 
 
@@ -204,16 +204,34 @@ class Progress:
         self._task.report(self._done, self._total, value)
 
 
-def thinned(steps: Sequence[int], values: Tensor) -> list[tuple[int, float]]:
-    """Return about fifty points of a curve, the last among them.
+class Trace:
+    """About fifty points of each of several curves.
 
     Args:
-        steps: rising.
-        values: one for each, [number of steps].
+        total: steps in all.
     """
-    every = max(1, len(steps) // _CURVE_POINTS)
-    kept = sorted({*range(0, len(steps), every), len(steps) - 1}) if steps else []
-    return [(steps[place], float(values[place])) for place in kept]
+
+    def __init__(self, total: int) -> None:
+        self._every = max(1, total // _CURVE_POINTS)
+        self._last = total - 1
+        self._steps: dict[str, list[int]] = {}
+        self._values: dict[str, list[Tensor]] = {}
+
+    def note(self, step: int, values: Mapping[str, Tensor]) -> None:
+        """Keep the values of a step, by the names of their curves; scalars, on any device."""
+        if step % self._every and step != self._last:
+            return
+        for name, value in values.items():
+            self._steps.setdefault(name, []).append(step)
+            self._values.setdefault(name, []).append(value.detach())
+
+    @property
+    def curves(self) -> dict[str, list[tuple[int, float]]]:
+        """(step, value) by name."""
+        return {
+            name: list(zip(self._steps[name], torch.stack(values).tolist(), strict=True))
+            for name, values in self._values.items()
+        }
 
 
 def real_images(task: Task) -> Tensor:

@@ -10,10 +10,10 @@ from fedistill import mosaic
 from fedistill.condenser import Condenser, Images
 from fedistill.config import ModelConfig
 from fedistill.distillers.base import Distilled, Distiller, Progress, Task
-from fedistill.errors import ModelError
 from fedistill.images import DataSpec
 from fedistill.matching_options import MatchingOptions
 from fedistill.models import build
+from fedistill.models.build import require_network
 from fedistill.reference import RealBatches, Reference
 
 
@@ -48,18 +48,17 @@ class Condensation(MatchingOptions, Distiller):
         """Refuse tiles that do not fill an image, and networks too deep; any teacher will do."""
         super().check(model, config, spec)
         mosaic.require_tiles(self.tiles, spec.size, "distill.tiles")
-        try:
-            build(self.network, spec, 0, "check")
-        except ModelError as error:
-            raise ModelError(f"distill.depth, networks of gradient matching: {error}") from error
+        require_network(self.network, spec, "distill.depth, networks of gradient matching")
 
     def distill(self, task: Task) -> Distilled:
         """Optimise the images of one set."""
         reference = reference_of(task)
         own = self.first(task, reference)
         progress = Progress(task, self.iterations)
-        self.condenser(task, reference, own).run(lambda losses: progress.step(losses.sum()))
-        return Distilled(task.spec.to_uint8(own.pixels.detach()).cpu(), progress.curve)
+        loop = self.condenser(task, reference, own)
+        loop.run(lambda losses: progress.step(losses.sum()))
+        images = task.spec.to_uint8(own.pixels.detach()).cpu()
+        return Distilled(images, progress.curve, loop.curves)
 
     def condenser(self, task: Task, reference: Reference, own: Images) -> Condenser:
         """Return the loop over one set; a method may have its own."""
@@ -68,7 +67,7 @@ class Condensation(MatchingOptions, Distiller):
     def first(self, task: Task, reference: Reference) -> Images:
         """Return what one set starts from."""
         start = self._noise(task) if self.init == "noise" else self._mosaics(task, reference)
-        return Images(start, task.counts, self, task.device)
+        return Images(start, task.counts, task.ipc, self, task.device)
 
     def _noise(self, task: Task) -> Tensor:
         shape = (sum(task.counts), task.spec.channels, task.spec.size, task.spec.size)

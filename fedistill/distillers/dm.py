@@ -45,9 +45,9 @@ from fedistill import augmentation
 from fedistill.augmentation import Parameters
 from fedistill.config import ModelConfig
 from fedistill.distillers.base import Distilled, Distiller, Progress, Task, first_images
-from fedistill.errors import ModelError
 from fedistill.images import DataSpec
 from fedistill.models import build
+from fedistill.models.build import require_network
 from fedistill.models.convnet import WIDTH
 from fedistill.models.features import penultimate
 from fedistill.rules import above_zero, at_least, below_one, check
@@ -107,10 +107,7 @@ class DM(Distiller):
     def check(self, model: nn.Module, config: ModelConfig, spec: DataSpec) -> None:
         """Refuse random networks that are too deep for the images; any teacher will do."""
         super().check(model, config, spec)
-        try:
-            build(self.network, spec, 0, "check")
-        except ModelError as error:
-            raise ModelError(f"distill.depth, the random ConvNets of dm: {error}") from error
+        require_network(self.network, spec, "distill.depth, the random ConvNets of dm")
 
     def distill(self, task: Task) -> Distilled:
         """Optimise all images, each step with the gradient of every class."""

@@ -15,7 +15,7 @@ Choices where the paper is silent or contradicts itself:
 - `guidance: one_way` lets sets learn from larger ones alone;
 - rows are paired class by class: `samples` views of each class and set, drawn with replacement.
 
-A client that holds one class of a small set has nothing to tell apart: it is matched alone.
+A client that holds one class of a small set has nothing to tell apart: that set is matched alone.
 
 Published (ConvNet with 128 filters, hard labels, IPC 1 / 10 / 50): MNIST 95.8 / 98.6 / 99.2,
 CIFAR-10 52.5 / 70.9 / 75.2, CIFAR-100 31.3 / 47.4; alpha 1, beta 0.1, the one of nine cells that
@@ -26,26 +26,26 @@ beats DREAM's 51.1 at IPC 1 of CIFAR-10 (alpha 0.1 / 0.5 / 1 by beta 0.1 / 0.5 /
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedistill.condenser import Condenser
 from fedistill.config import ModelConfig
-from fedistill.distillers.base import Distilled, Progress, Task, thinned
+from fedistill.distillers.base import Distilled, Progress, Task
 from fedistill.distillers.condensation import Condensation, reference_of
 from fedistill.errors import ConfigError
 from fedistill.guidance import GuidanceOptions, MixtureGuide
 from fedistill.images import DataSpec
 from fedistill.matching_options import MatchingOptions
+from fedistill.rules import Rule
 
 
 @dataclass(frozen=True, kw_only=True)
 class MIBDC(Condensation, GuidanceOptions):
     """Options: those of `Condensation`, of the loop and of the guidance."""
 
-    def __post_init__(self) -> None:
-        MatchingOptions.__post_init__(self)
-        GuidanceOptions.__post_init__(self)
+    def rules(self) -> list[Rule]:
+        """See `MatchingOptions`."""
+        return [*MatchingOptions.rules(self), *GuidanceOptions.rules(self)]
 
     @property
     def cotrains_sizes(self) -> bool:
@@ -67,19 +67,11 @@ class MIBDC(Condensation, GuidanceOptions):
         first = tasks[0]
         reference = reference_of(first)
         sets = [self.first(task, reference) for task in tasks]
-        guide = MixtureGuide(self, self, reference, [task.ipc for task in tasks])
+        guide = MixtureGuide(self, self, reference, sets)
         progress = Progress(first, self.iterations)
-        history: list[Tensor] = []
-
-        def tell(losses: Tensor) -> None:
-            progress.step(losses.sum())
-            history.append(losses)
-
-        Condenser(self, reference, sets, first.terms(), guide).run(tell)
-        curves = guide.curves()
-        for number, task in enumerate(tasks if history else ()):
-            losses = torch.stack(history)[:, number]
-            curves[f"matching/ipc-{task.ipc}"] = thinned(range(len(history)), losses)
+        loop = Condenser(self, reference, sets, first.terms(), guide)
+        loop.run(lambda losses: progress.step(losses.sum()))
+        curves = {**loop.curves, **guide.curves}
         return [
             Distilled(task.spec.to_uint8(own.pixels.detach()).cpu(), progress.curve, curves)
             for task, own in zip(tasks, sets, strict=True)

@@ -7,8 +7,8 @@ The mixture of information bottlenecks rewards, for each size k with outputs O_k
 which is *maximised*: the paper adds it to a loss (Eq. 3.13), with the sign that would undo it.
 
 Outputs of different sets are paired class by class, so every I carries class information only
-and is at most ln(number of classes); one class alone carries none. I(O_k, Y) counts as far as
-it exceeds `hinge` x ln(number of classes): the paper speaks of a threshold.
+and is at most ln(number of classes that are compared); one class alone carries none. I(O_k, Y)
+counts as far as it exceeds `hinge` times that: the paper speaks of a threshold.
 
 Two ways to estimate I(X, Y) from b paired rows:
 
@@ -22,13 +22,13 @@ Two ways to estimate I(X, Y) from b paired rows:
 `infonce`   a contrast of rows of the same class with all rows (van den Oord et al. 2018; for
             distillation: MIM4DD, Shang et al., NeurIPS 2023), by their cosine; nothing is trained.
 
-Estimates above ln(number of marginal pairs) mean nothing; b (b - 1) pairs are far more than e^I
-here. What is compared are logits after layer normalisation: raw logits grow without limit, and
-with them the scores.
+Estimates above ln(number of marginal pairs) mean nothing; there are far more than e^I here. What
+is compared are logits in units of their own spread: raw logits grow without limit, and with them
+the scores.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,7 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedistill.rules import above_zero, at_least, check, share
+from fedistill.rules import Rule, above_zero, at_least, check, share
 
 Estimator = Literal["mine", "infonce"]
 Guidance = Literal["one_way", "two_way"]
@@ -44,7 +44,9 @@ Guidance = Literal["one_way", "two_way"]
 _HIDDEN = 64  # the paper: one hidden layer, of a width it does not tell
 _AVERAGE = 0.01  # how fast the moving average of the marginal term follows; MINE's own code
 _LARGEST_GRADIENT = 5.0
-_MARGINALS = 64  # most marginal pairs of a row
+_MARGINALS = 64  # most marginal pairs of a row ...
+_PAIRS = 16384  # ... and of all rows: what bounds the memory of a critic
+_SPREAD = 1.0  # added to the variance of logits: with two classes they would all be -1 and 1
 
 
 def log_mean_exp(scores: Tensor) -> Tensor:
@@ -85,7 +87,7 @@ class MixtureOptions:
     Attributes:
         alpha: of the information between sizes (the paper: 1).
         beta: of the information about the class (the paper: 0.1).
-        hinge: share of ln(number of classes) up to which that is free.
+        hinge: share of the most there can be up to which that is free.
         estimator: `mine` or `infonce`.
         guidance: `one_way` lets a set learn from larger ones alone, `two_way` from all others.
         temperature: of `infonce`.
@@ -105,12 +107,16 @@ class MixtureOptions:
     critic_steps: int = 1
 
     def __post_init__(self) -> None:
-        check(
+        check(*self.rules())
+
+    def rules(self) -> list[Rule]:
+        """Return the rules of these options, for a class that has others too."""
+        return [
             at_least(self, 0, "alpha", "beta"),
             at_least(self, 1, "critic_steps"),
             above_zero(self, "temperature", "clip", "critic_lr"),
             share(self, "hinge"),
-        )
+        ]
 
 
 class Critic:
@@ -166,7 +172,8 @@ class Critic:
         # Shifts of y against x in random order: all strangers of a row where there are few. Rows
         # that come class by class would share classes in some shifts, and in others not.
         order = torch.randperm(count, generator=self._stream)
-        shifts = 1 + torch.randperm(count - 1, generator=self._stream)[:_MARGINALS]
+        most = max(1, min(_MARGINALS, _PAIRS // count))
+        shifts = 1 + torch.randperm(count - 1, generator=self._stream)[:most]
         partners = order[(torch.arange(count)[None, :] + shifts[:, None]).flatten() % count]
         own = order.repeat(len(shifts))
         strangers = torch.cat([x[own.to(x.device)], y[partners.to(y.device)]], 1)
@@ -178,12 +185,11 @@ class Critic:
 
 
 class Mixture:
-    """The reward L_mix of several sets, and what it took to estimate it.
+    """The reward L_mix^k of each of several sets, and what it took to estimate it.
 
     Args:
         options: see `MixtureOptions`.
-        num_classes: also the width of the outputs.
-        sizes: IPC of each set, in rising order.
+        num_classes: of the data, the width of the outputs.
         stream: decides everything that is random.
         device: where to work.
     """
@@ -192,12 +198,10 @@ class Mixture:
         self,
         options: MixtureOptions,
         num_classes: int,
-        sizes: Sequence[int],
         stream: torch.Generator,
         device: torch.device,
     ) -> None:
         self._options = options
-        self._sizes = list(sizes)
         self._num_classes = num_classes
         self._device = device
         self._stream = stream
@@ -209,44 +213,44 @@ class Mixture:
         for critic in self._critics.values():
             critic.forget()
 
-    def __call__(self, real: Tensor, outputs: Sequence[Tensor], labels: Tensor) -> Tensor:
-        """Estimate the reward; critics take their steps first.
+    def __call__(
+        self, real: Tensor, outputs: Mapping[int, Tensor], labels: Tensor, compared: int
+    ) -> dict[int, Tensor]:
+        """Estimate the reward of each set; critics take their steps first.
 
         Args:
             real: logits of real images, [B, num_classes].
-            outputs: logits of images of each set, [B, num_classes]; row i of all of them is of
-                class labels[i].
-            labels: int64 [B], of two or more classes.
+            outputs: by IPC, logits of images of that set, [B, num_classes]; row i of all of them
+                is of class labels[i]. Those without a gradient guide, and get no reward.
+            labels: int64 [B].
+            compared: how many classes these are, two or more.
 
         Returns:
-            The sum of L_mix^k over the sets, differentiable in `outputs`; the estimates behind it,
-            in nats, are in `estimates`.
+            L_mix^k by IPC, each differentiable in its own outputs alone; the estimates behind
+            it, in nats, are in `estimates`.
         """
+        options = self._options
         real = normalised(real).detach()
-        own = [normalised(logits) for logits in outputs]
+        own = {size: normalised(logits) for size, logits in outputs.items()}
         classes = F.one_hot(labels, self._num_classes).to(real.dtype)
+        free = options.hinge * math.log(compared)
         self.estimates = {}
-        total = torch.zeros((), device=self._device)
-        for k, rows in enumerate(own):
-            size = self._sizes[k]
-            total = total + self._information(f"real-{size}", rows, real, labels)
-            about_class = self._information(f"{size}-class", rows, classes, labels)
-            free = self._options.hinge * math.log(self._num_classes)
-            total = total - self._options.beta * (about_class - free).clamp(min=0)
-            for j in self._teachers_of(k):
-                # Each set is moved by its own L_mix^k alone, so the other one is a constant.
-                name = f"{size}-{self._sizes[j]}"
-                between = self._information(name, rows, own[j].detach(), labels)
-                total = total + self._options.alpha * between
-        return total
-
-    def _teachers_of(self, k: int) -> Iterator[int]:
-        """Yield the sets that guide set k."""
-        if self._options.alpha == 0:
-            return
-        for j in range(len(self._sizes)):
-            if j > k or (j < k and self._options.guidance == "two_way"):
-                yield j
+        rewards = {}
+        for size, rows in own.items():
+            if not rows.requires_grad:
+                continue
+            reward = self._information(f"real-{size}", rows, real, labels)
+            if options.beta:
+                about_class = self._information(f"{size}-class", rows, classes, labels)
+                reward = reward - options.beta * (about_class - free).clamp(min=0)
+            for other, others in own.items() if options.alpha else ():
+                if other > size or (other < size and options.guidance == "two_way"):
+                    # A set is moved by its own reward alone, so the other one is a constant.
+                    name = f"{size}-{other}"
+                    between = self._information(name, rows, others.detach(), labels)
+                    reward = reward + options.alpha * between
+            rewards[size] = reward
+        return rewards
 
     def _information(self, name: str, x: Tensor, y: Tensor, labels: Tensor) -> Tensor:
         if self._options.estimator == "infonce":
@@ -264,8 +268,8 @@ class Mixture:
 
 
 def normalised(logits: Tensor) -> Tensor:
-    """Shift and scale each row to mean 0 and variance 1."""
-    return F.layer_norm(logits.float(), logits.shape[1:])
+    """Shift each row to mean 0, and divide it by sqrt(its variance + 1)."""
+    return F.layer_norm(logits.float(), logits.shape[1:], eps=_SPREAD)
 
 
 def _small_network(width: int, stream: torch.Generator) -> nn.Sequential:

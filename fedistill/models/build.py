@@ -52,6 +52,23 @@ def build(config: ModelConfig, spec: DataSpec, seed: int, *path: str | int) -> n
     return model.to(memory_format=torch.channels_last)
 
 
+def require_network(config: ModelConfig, spec: DataSpec, key: str) -> None:
+    """Refuse a network of a method's own that cannot be made for a data set.
+
+    Args:
+        config: which network.
+        spec: of the data.
+        key: of the user's config, and what the network is for: the error begins with it.
+
+    Raises:
+        ModelError: with what is accepted.
+    """
+    try:
+        build(config, spec, 0, "check")
+    except ModelError as error:
+        raise ModelError(f"{key}: {error}") from error
+
+
 def names() -> list[str]:
     """List the networks that a config can name."""
     import torchvision

@@ -43,6 +43,23 @@ def penultimate(model: nn.Module, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def features_in_parts(model: nn.Module, images: Tensor, batch_size: int = 500) -> Tensor:
+    """Return the penultimate features of normalised images, float32 [M, D].
+
+    Args:
+        model: in the mode that it is wanted in.
+        images: [M, C, H, W], on any device.
+        batch_size: images in one forward pass.
+
+    Raises:
+        ModelError: the network has no linear layer.
+    """
+    device = next(model.parameters()).device
+    parts = [penultimate(model, part.to(device)) for part in images.split(batch_size)]
+    return torch.cat(parts).float()
+
+
+@torch.no_grad()
 def features_of(
     model: nn.Module, images: Tensor, spec: DataSpec, dtype: torch.dtype, batch_size: int = 500
 ) -> Tensor:

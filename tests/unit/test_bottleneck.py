@@ -1,6 +1,7 @@
 """Mutual information: exact where it can be counted, close where it is known in closed form."""
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -20,6 +21,12 @@ from fedistill.losses.bottleneck import (
 CPU = torch.device("cpu")
 CLASSES = 4
 LABELS = torch.arange(CLASSES).repeat_interleave(8)
+
+
+def reward(mixture: Mixture, real: Tensor, own: Sequence[Tensor]) -> Tensor:
+    """The rewards of sets of 1, 10 and 50 images, added up."""
+    sets = dict(zip((1, 10, 50), (logits.requires_grad_() for logits in own), strict=False))
+    return torch.stack([*mixture(real, sets, LABELS, CLASSES).values()]).sum()
 
 
 def stream(seed: int = 0) -> torch.Generator:
@@ -112,12 +119,11 @@ def test_the_same_stream_gives_the_same_numbers_whatever_the_global_one_is(estim
         mixture = Mixture(
             MixtureOptions(estimator=estimator),
             CLASSES,
-            [1, 10],
             stream(3),
             CPU,  # type: ignore[arg-type]
         )
-        outputs = [logits_of(LABELS, 0.5, seed) for seed in (1, 2)]
-        found += [mixture(logits_of(LABELS, 0.5, 3), outputs, LABELS).item()]
+        own = [logits_of(LABELS, 0.5, seed) for seed in (1, 2)]
+        found += [reward(mixture, logits_of(LABELS, 0.5, 3), own).item()]
     assert found[0] == found[1]
 
 
@@ -143,7 +149,6 @@ def contrast(**options: float | str) -> Mixture:
     return Mixture(
         MixtureOptions(estimator="infonce", **options),
         CLASSES,
-        [1, 10, 50],
         stream(),
         CPU,  # type: ignore[arg-type]
     )
@@ -166,7 +171,7 @@ def test_the_reward_is_equation_3_12():
         expected += i(row, normalised(real)) - 0.3 * max(0, i(row, classes))
         expected += 0.7 * sum(i(row, other) for j, other in enumerate(rows) if j != k)
     mixture = contrast(alpha=0.7, beta=0.3, hinge=0.0, guidance="two_way")
-    assert mixture(real, own, LABELS).item() == pytest.approx(expected, 1e-5)
+    assert reward(mixture, real, own).item() == pytest.approx(expected, 1e-5)
     assert set(mixture.estimates) == {
         *(f"real-{n}" for n in (1, 10, 50)),
         *(f"{n}-class" for n in (1, 10, 50)),
@@ -176,7 +181,7 @@ def test_the_reward_is_equation_3_12():
 
 def test_one_way_guidance_comes_from_larger_sets_alone():
     mixture = contrast(guidance="one_way")
-    mixture(logits_of(LABELS, 0.2, 6), three_sets(), LABELS)
+    reward(mixture, logits_of(LABELS, 0.2, 6), three_sets())
     between = {n for n in mixture.estimates if "real" not in n and "class" not in n}
     assert between == {"1-10", "1-50", "10-50"}
 
@@ -184,8 +189,8 @@ def test_one_way_guidance_comes_from_larger_sets_alone():
 @pytest.mark.parametrize("guidance", ["one_way", "two_way"])
 def test_a_set_is_moved_by_its_own_reward_alone(guidance: str):
     real = logits_of(LABELS, 0.2, 6)
-    own = [logits.requires_grad_() for logits in three_sets()]
-    both = torch.autograd.grad(contrast(guidance=guidance, beta=0.0)(real, own, LABELS), own)
+    own = three_sets()
+    both = torch.autograd.grad(reward(contrast(guidance=guidance, beta=0.0), real, own), own)
     # The largest set, one way: what it says about real images is all there is.
     alone = infonce(normalised(own[2]), normalised(real), LABELS, 0.2)
     (expected,) = torch.autograd.grad(alone, own[2])
@@ -195,7 +200,7 @@ def test_a_set_is_moved_by_its_own_reward_alone(guidance: str):
 def test_information_about_the_class_is_free_up_to_the_hinge():
     real, own = logits_of(LABELS, 0.2, 6), three_sets()
     rewards = [
-        contrast(beta=beta, hinge=hinge)(real, own, LABELS).item()
+        reward(contrast(beta=beta, hinge=hinge), real, own).item()
         for beta, hinge in ((0.0, 0.0), (5.0, 1.0), (5.0, 0.0))
     ]
     assert rewards[1] == rewards[0]
@@ -207,14 +212,14 @@ def test_ascending_the_reward_makes_small_sets_say_what_real_images_say(estimato
     real = logits_of(LABELS, 0.1, 6)
     own = [torch.randn(len(LABELS), CLASSES, generator=stream(9)).requires_grad_()]
     options = MixtureOptions(estimator=estimator, beta=0.0, critic_steps=5)  # type: ignore[arg-type]
-    mixture = Mixture(options, CLASSES, [1], stream(), CPU)
+    mixture = Mixture(options, CLASSES, stream(), CPU)
 
     def agreement() -> float:
         return (own[0].argmax(1) == real.argmax(1)).float().mean().item()
 
     before = agreement()
     for _ in range(200):
-        (slope,) = torch.autograd.grad(mixture(real, own, LABELS), own)
+        (slope,) = torch.autograd.grad(reward(mixture, real, own), own)
         with torch.no_grad():
             own[0] += 0.2 * slope / slope.norm()
     estimates = [value.item() for value in mixture.estimates.values()]
@@ -240,3 +245,32 @@ def test_forgetting_starts_the_moving_average_again():
 def test_options_out_of_range_are_refused(options: dict[str, float]):
     with pytest.raises(ValueError, match=next(iter(options))):
         MixtureOptions(**options)  # type: ignore[arg-type]
+
+
+def test_a_set_without_a_gradient_guides_and_gets_no_reward():
+    mixture = contrast()
+    sets = {1: three_sets()[0].requires_grad_(), 50: three_sets()[2]}
+    assert list(mixture(logits_of(LABELS, 0.2, 6), sets, LABELS, CLASSES)) == [1]
+    assert set(mixture.estimates) == {"real-1", "1-class", "1-50"}
+
+
+def test_the_hinge_is_a_share_of_what_the_compared_classes_can_tell():
+    two = LABELS < 2
+    labels = LABELS[two]
+    exact = F.one_hot(labels, CLASSES).float()
+    rewards = [
+        contrast(beta=beta, hinge=0.5)(exact, {1: exact.clone().requires_grad_()}, labels, 2)[
+            1
+        ].item()
+        for beta in (0.0, 1.0)
+    ]
+    assert rewards[1] < rewards[0] - 0.2  # ln 2 is above half of ln 2; it is no half of ln 4
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_normalised_logits_move_also_with_two_classes(classes: int):
+    logits = torch.randn(4, classes, generator=stream(1)).requires_grad_()
+    weights = torch.randn(4, classes, generator=stream(2))
+    (slope,) = torch.autograd.grad((weights * normalised(logits)).sum(), logits)
+    assert slope.abs().max() > 0.05
+    assert normalised(1000 * logits).abs().max() < math.sqrt(classes)

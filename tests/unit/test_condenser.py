@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -13,14 +14,16 @@ from fedistill import mosaic
 from fedistill.condenser import Condenser, Images
 from fedistill.distillers.base import Distilled, Task
 from fedistill.distillers.dream import DREAM
-from fedistill.distillers.mdc import MDC, subset_distances
+from fedistill.distillers.mdc import MDC, _Subsets, subset_distances
 from fedistill.distillers.mibdc import MIBDC
+from fedistill.guidance import GuidanceOptions, MixtureGuide
 from fedistill.images import DataSpec, ImageSet
 from fedistill.losses.base import Regularizer
+from fedistill.losses.matching import gradient_distance, signature
 from fedistill.matching_options import MatchingOptions
 from fedistill.models import build
 from fedistill.models.features import penultimate
-from fedistill.reference import RealBatches, Reference
+from fedistill.reference import Answer, Learner, RealBatches, Reference
 
 SPEC, SHARD = tiny_spec(), tiny_images(30)
 QUICK: dict[str, Any] = {
@@ -37,7 +40,8 @@ def reference(images: ImageSet = SHARD, spec: DataSpec = SPEC, **changes: Any) -
 
 def images_of(counts: Sequence[int], options: MatchingOptions = OPTIONS) -> Images:
     start = torch.randn(sum(counts), 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    return Images(start, counts, options, CPU)
+    SPEC.clamp_(start)
+    return Images(start, counts, max(counts), options, CPU)
 
 
 def task(counts: Sequence[int], **changes: Any) -> Task:
@@ -132,7 +136,7 @@ def test_an_image_moves_as_far_alone_as_among_its_copies():
     options = replace(OPTIONS, iterations=1, augmentation="none", lr=0.01)
     one = images_of([1, 0, 0], options)
     start = one.pixels.detach().clone()
-    many = Images(start.repeat(5, 1, 1, 1), [5, 0, 0], options, CPU)
+    many = Images(start.repeat(5, 1, 1, 1), [5, 0, 0], 5, options, CPU)
     Condenser(options, reference(), [one]).run()
     Condenser(options, reference(), [many]).run()
     moved, expected = many.pixels - start, (one.pixels - start).expand(5, -1, -1, -1)
@@ -159,20 +163,28 @@ def test_networks_are_trained_on_the_reference_and_replaced():
 
 
 def test_answers_take_the_place_of_hard_labels():
-    seen: list[int] = []
+    seen: list[tuple[int, int]] = []
+    turns = iter(range(100))
 
-    def answer(views: Tensor) -> Tensor:
-        assert not views.requires_grad
-        seen.append(len(views))
-        return torch.full((len(views), 3), 1 / 3)
+    def ask() -> Answer:
+        turn = next(turns)
 
-    own = images_of([1, 1, 1])
+        def answer(views: Tensor) -> Tensor:
+            assert not views.requires_grad
+            seen.append((turn, len(views)))
+            return torch.full((len(views), 3), 1 / 3)
+
+        return answer
+
+    sets = [images_of([1, 1, 1]), images_of([2, 2, 2])]
     options = replace(OPTIONS, iterations=1)
-    Condenser(options, reference(answer=answer), [own]).run()
-    assert seen == [8]  # the network's batch alone
+    Condenser(options, reference(ask=ask), sets).run()
+    assert seen == [(0, 8)]  # the network's batch alone
     seen.clear()
-    Condenser(options, reference(answer=answer, soft=True), [own]).run()
-    assert seen == [4, 4] * 3 + [8]
+    Condenser(options, reference(ask=ask, soft=True), sets).run()
+    # One who answers for the real images of a class and for those of every set.
+    matched = [(turn, views) for turn in (1, 2, 3) for views in (4, 4, 8)]
+    assert seen == [*matched, (4, 8)]
 
 
 class Brightness(Regularizer):
@@ -192,7 +204,6 @@ def test_extra_terms_move_the_images_too():
 
 def test_no_more_than_a_chunk_has_a_graph_at_once():
     most = 0
-    network_of = OPTIONS.network
 
     def watch(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         nonlocal most
@@ -203,9 +214,11 @@ def test_no_more_than_a_chunk_has_a_graph_at_once():
         def prepare(self, network: nn.Module, step: int) -> None:
             network.register_forward_pre_hook(watch)
 
-    options = replace(OPTIONS, iterations=1, chunk=3)
-    assert options.network == network_of
-    Watched(options, reference(), [images_of([5, 5, 5])]).run()
+    options = replace(OPTIONS, iterations=1, chunk=3, network_images=0)
+    sets = [images_of([2, 2, 2]), images_of([5, 5, 5])]
+    guidance = GuidanceOptions(warmup=0.0, samples=4)
+    guide = MixtureGuide(guidance, options, reference(), sets)
+    Watched(options, reference(), sets, guide=guide).run()
     assert most == 3
 
 
@@ -256,11 +269,50 @@ def test_guidance_begins_after_its_warmup():
     assert [step for step, _ in found.curves["information/1-2"]] == [5, 6, 7, 8, 9]
 
 
-def test_a_client_with_one_class_of_a_small_set_is_matched_alone():
+def test_a_set_with_one_class_is_matched_alone_and_the_others_guide_each_other(
+    caplog: pytest.LogCaptureFixture,
+):
     part = MIBDC(**QUICK, warmup=0.0)
-    found = part.distill_sizes([task([0, 1, 0]), task([2, 2, 2])])
-    assert [len(size.images) for size in found] == [1, 6]
-    assert not any(name.startswith("information") for name in found[0].curves)
+    rows = [task([0, 1, 0], ipc=1), task([2, 2, 0], ipc=5), task([3, 3, 3], ipc=9)]
+    found = part.distill_sizes(rows)
+    assert [len(size.images) for size in found] == [1, 4, 9]
+    information = {name for name in found[0].curves if name.startswith("information")}
+    assert information == {
+        "information/real-5", "information/real-9", "information/5-9", "information/5-class",
+        "information/9-class",
+    }  # fmt: skip
+    assert "the sets of IPC [1] here have too few classes" in caplog.text
+
+
+def test_a_set_without_images_is_left_out():
+    found = MIBDC(**QUICK, warmup=0.0).distill_sizes([task([0, 0, 0], ipc=1), task([2, 2, 2])])
+    assert [len(size.images) for size in found] == [0, 6]
+    assert "information/real-2" in found[0].curves
+
+
+def test_guidance_raises_the_reward():
+    """Without matching, the images climb what the mixture rewards."""
+    options = replace(OPTIONS, iterations=60, restart=1000, network_images=0, interval=1000)
+    guidance = GuidanceOptions(warmup=0.0, estimator="infonce", beta=0.0, weight=1.0)
+    # As in training: a network that knows the classes a little.
+    spec = reference()
+    learner = Learner(replace(options, network_images=90, network_lr=0.05), spec, 0)
+    batches = RealBatches(replace(options, choice="random"), spec)
+    for _ in range(20):
+        learner.learn(batches)
+    own = [images_of([1, 1, 1]), images_of([3, 3, 3])]
+    guide = MixtureGuide(guidance, options, spec, own)
+    rewards = []
+    for _ in range(60):
+        for images in own:
+            images.pixels.grad = torch.zeros_like(images.pixels)
+        guide.add(learner.module, batches, torch.ones(2))
+        for images in own:
+            with torch.no_grad():
+                assert images.pixels.grad is not None
+                images.pixels -= images.pixels.grad / images.pixels.grad.norm()
+        rewards.append(sum(value.item() for value in guide._mixture.estimates.values()))
+    assert sum(rewards[-5:]) > sum(rewards[:5]) + 1
 
 
 def test_small_sets_are_no_part_of_large_ones_but_in_mdc():
@@ -287,34 +339,78 @@ def test_subset_distances_are_those_of_plain_loops():
             real = penultimate(network, batches.of(label)).mean(0)
             distances.append((mean - real).square().sum().item())
         expected.append(sum(distances) / len(distances))
-    found = subset_distances(network, own, batches, options)
+    real = {label: penultimate(network, batches.of(label)).detach().mean(0) for label in (0, 1)}
+    found = subset_distances(network, own, own.pixels.detach(), real, options)
     assert found.tolist() == pytest.approx(expected, 1e-4)
 
 
+def mdc(counts: Sequence[int], **options: Any) -> _Subsets:
+    chosen = MDC(**{**QUICK, "restart": 2, "interval": 1, "review": 2, **options})
+    own = images_of(counts, chosen)
+    loop = chosen.condenser(task(counts), reference(), own)
+    assert isinstance(loop, _Subsets)
+    return loop
+
+
+def test_mdc_matches_all_images_and_the_first_ones_alike():
+    """The gradient is that of N x (loss of all + loss of the subset)."""
+    loop = mdc([4, 4, 4], augmentation="none")
+    (own,) = loop.sets
+    network = build(OPTIONS.network, SPEC, 0, "net")
+    loop.batches.choose(network, [0, 1, 2])
+    loop.subset = 2
+    loop._descend(network, 0)
+    pixels = images_of([4, 4, 4]).pixels.detach().requires_grad_()
+    total = torch.zeros(())
+    for label in range(3):
+        real = loop.batches.of(label)
+        wanted = signature(network, real, torch.full((len(real),), label))
+        for first in (4, 2):
+            views = mosaic.expand(pixels[4 * label : 4 * label + first], 2)
+            targets = torch.full((len(views),), label)
+            found = signature(network, views, targets, differentiable=True)
+            total = total + 4 * gradient_distance(found, wanted, "mse")
+    (expected,) = torch.autograd.grad(total, pixels)
+    assert own.pixels.grad is not None
+    torch.testing.assert_close(own.pixels.grad, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_mdc_matches_no_class_twice():
+    loop = mdc([3, 2, 0])
+    loop.subset = 2
+    assert [loop.prefixes(loop.sets[0], label) for label in (0, 1)] == [[None, 2], [None]]
+
+
+def test_mdc_judges_images_and_not_networks():
+    for lr, moves in ((1.0, True), (1e-12, False)):
+        loop = mdc([5, 5, 5], iterations=9, lr=lr, restart=3, review=100, network_images=64)
+        loop.run()
+        changed = torch.stack(loop._drifts).abs().max().item() > 1e-4
+        assert changed == moves
+
+
 def test_mdc_moves_on_to_other_subsets_and_keeps_what_they_learnt():
-    subsets: list[int] = []
-    kept: list[tuple[int, Tensor]] = []
+    loop = mdc([4, 4, 4], iterations=14, lr=1.0)
+    (own,) = loop.sets
+    seen: list[tuple[int, int, Tensor]] = []
+    real = loop.prepare
 
-    class Watched(MDC):
-        def condenser(self, task: Task, reference: Reference, own: Images) -> Condenser:
-            loop = super().condenser(task, reference, own)
-            real = loop.prefixes
+    def prepare(network: nn.Module, step: int) -> None:
+        real(network, step)
+        seen.append((loop.subset, loop.kept, own.pixels.detach().clone()))
 
-            def prefixes(mine: Images) -> Sequence[int | None]:
-                subsets.append(loop._subset)  # type: ignore[attr-defined]
-                kept.append((loop._kept, mine.pixels.detach().clone()))  # type: ignore[attr-defined]
-                return real(mine)
-
-            loop.prefixes = prefixes  # type: ignore[method-assign]
-            return loop
-
-    options = {**QUICK, "iterations": 12, "lr": 1.0, "review": 2}
-    of(Watched(**options), 4)
-    assert subsets[0] == 1
-    assert set(subsets) <= {1, 2, 3}
-    assert len(set(subsets)) > 1
-    for (before, pixels), (_, later) in zip(kept[::3], kept[3::3], strict=False):
+    loop.prepare = prepare  # type: ignore[method-assign]
+    loop.run()
+    assert seen[0][:2] == (1, 0)
+    assert {subset for subset, _, _ in seen} <= {1, 2, 3}
+    for (subset, kept, before), (_, _, after) in pairwise(seen):
+        assert kept < subset
         for label in range(3):
-            held = slice(4 * label, 4 * label + before)
-            assert torch.equal(pixels[held], later[held])
-    assert any(count for count, _ in kept)
+            start = 4 * label
+            held = slice(start, start + kept)
+            assert torch.equal(before[held], after[held])
+            assert not torch.equal(
+                before[start + kept : start + 4], after[start + kept : start + 4]
+            )
+    assert any(kept for _, kept, _ in seen)
+    assert {"subset/matched", "subset/kept"} <= set(loop.curves)

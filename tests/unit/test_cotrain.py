@@ -10,7 +10,7 @@ from fakes import CPU, Constant, tiny_config, tiny_images, tiny_set, tiny_spec, 
 from fedistill import config_file, data, planning
 from fedistill import cotrain as module
 from fedistill.cotrain import MIB, cotrain
-from fedistill.errors import ConfigError
+from fedistill.errors import ConfigError, ModelError
 from fedistill.images import ImageSet
 from fedistill.sets import SyntheticSet
 from fedistill.shares import Share
@@ -109,12 +109,21 @@ def test_a_public_set_moves_all_sizes():
         ({"distill": {"ipc": [1, 2]}, "cotrain": {"tiles": 2}}, "cotrain.tiles is 2"),
         (
             {"distill": {"ipc": [1]}, "cotrain": {"reference": "public", "public": "digits"}},
+            "cotrain.public is digits, which is the data of the clients",
+        ),
+        (
+            {
+                "data": {"name": "mnist"},
+                "distill": {"ipc": [1]},
+                "cotrain": {"reference": "public", "public": "digits"},
+            },
             "cotrain.public is digits, which has 10 classes",
         ),
+        ({"distill": {"ipc": [1, 2]}, "cotrain": {"depth": 9}}, "cotrain.depth"),
     ],
 )
 def test_what_cannot_be_trained_together_is_refused(sections: dict[str, Any], says: str):
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises((ConfigError, ModelError), match=says):
         planning.check(tiny_config(**sections), SPEC)
 
 
