@@ -224,7 +224,7 @@ class CotrainConfig:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-Protocol = Literal["default", "sre2l", "rded", "gvbsm", "edc", "lic"]
+Protocol = Literal["default", "sre2l", "rded", "gvbsm", "edc", "lic", "dream"]
 Schedule = Literal[
     "cosine", "half_cosine", "smoothing", "ssrs", "multistep", "two_steps", "constant"
 ]

@@ -8,6 +8,7 @@ out; a value the user wrote is never replaced. The numbers are those for CIFAR-1
     gvbsm  the shipped CIFAR-10 script
     edc    the paper's CIFAR-10 table; batches of 10 at IPC 1 from the script
     lic    the paper; no code is public, see below
+    dream  `train.py` of DREAM and IDC with factor 2; the row `hard_label` is what they publish
 
 For other data and models change single keys: RDED's batches on CIFAR-100 are {1: 20, 10: 100,
 50: 200} and its MobileNetV2 learns at 2.5e-3; G-VBSM's students of CIFAR-100 use sgd at 0.1.
@@ -20,6 +21,9 @@ Departures:
 - G-VBSM's hard-label term is mixed like the image it is for (its code: the unmixed label);
 - LIC's 1000 epochs go over four regions of each image: 4000 epochs of one view (measured: 10
   points at IPC 1, experiments/LOG.md);
+- DREAM's 1000 epochs go over the four tiles of each image: 4000 epochs of one view; its DSA is left
+  out, as views must replay from a seed; its students learn from hard labels, here the row
+  `hard_label` does, and the others from teachers;
 - LIC tells neither temperature, batch size nor milestones: those of RDED, and IDC's milestones;
   its DSA has no place in views that teachers label: crops and CutMix stand for it, and half of the
   views show one tile.
@@ -77,6 +81,12 @@ PROTOCOLS: Mapping[str, Mapping[str, Any]] = {
         "weight_decay": 1e-4, "schedule": "two_steps", "loss": "kl", "temperature": 20.0,
         "views": 1000, "scale": (0.25, 1.0), "tiles": 2, "tile_share": 0.5,
         "mix": "cutmix", "mix_alpha": 1.0, "mix_probability": 1.0,
+    },
+    "dream": {
+        "epochs": 4000, "batch_size": 64, "optimizer": "sgd", "lr": 0.01, "weight_decay": 5e-4,
+        "schedule": "two_steps", "loss": "mse", "views": 1000,
+        "scale": (1.0, 1.0), "tiles": 2, "tile_share": 1.0,
+        "mix": "cutmix", "mix_alpha": 1.0, "mix_probability": 0.5,
     },
 }  # fmt: skip
 

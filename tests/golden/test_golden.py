@@ -6,6 +6,7 @@ A change on purpose: run with FEDISTILL_WRITE_GOLDEN=1, look at the difference, 
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +16,11 @@ from torch import nn
 from fedistill.distillers.apm import APM
 from fedistill.distillers.base import Task
 from fedistill.distillers.dm import DM
+from fedistill.distillers.dream import DREAM
 from fedistill.distillers.edc import EDC
 from fedistill.distillers.gvbsm import GVBSM
+from fedistill.distillers.mdc import MDC
+from fedistill.distillers.mibdc import MIBDC
 from fedistill.distillers.sre2l import SRe2L
 from fedistill.losses.total_variation import TotalVariation
 from fedistill.seeding import generator
@@ -51,6 +55,29 @@ G_VBSM = GVBSM(
     drop=0.4,
     densify_weight=1.0,
 )
+MATCHING: dict[str, Any] = {
+    "iterations": 20,
+    "restart": 10,
+    "lr": 0.1,
+    "momentum": 0.5,
+    "metric": "relative",
+    "feature_weight": 0.1,
+    "tiles": 2,
+    "batch_real": 6,
+    "batch_synthetic": 128,
+    "choice": "random",
+    "interval": 5,
+    "candidates": None,
+    "init": "random",
+    "augmentation": "color_crop_cutout",
+    "width": 8,
+    "depth": 2,
+    "network_lr": 0.01,
+    "network_images": 16,
+    "network_batch_size": 8,
+    "network_mix": 0.5,
+    "chunk": 128,
+}
 RECIPES = {
     "sre2l": BASE,
     "sre2l_class_statistics": replace(BASE, class_bn_weight=0.1, order="class", shift=1),
@@ -82,6 +109,23 @@ RECIPES = {
         shift=1,
         chunk=4,
     ),
+    "dream": DREAM(**MATCHING),
+    "mibdc": MIBDC(
+        **MATCHING,
+        alpha=1.0,
+        beta=0.1,
+        hinge=0.5,
+        estimator="mine",
+        guidance="two_way",
+        temperature=0.2,
+        clip=5.0,
+        critic_lr=1e-3,
+        critic_steps=1,
+        weight=1.0,
+        samples=4,
+        warmup=0.1,
+    ),
+    "mdc": MDC(**MATCHING, review=5),
     "dm": DM(
         iterations=20,
         lr=1.0,

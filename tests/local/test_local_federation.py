@@ -280,6 +280,23 @@ def test_images_made_in_a_second_round_differ_from_those_of_the_first(
     assert len({image.numpy().tobytes() for image in synthetic.images}) == 40
 
 
+@pytest.mark.parametrize("name", ["dm", "mibdc"])
+def test_every_size_of_a_method_that_optimises_jointly_is_repaired(
+    name: str, monkeypatch: pytest.MonkeyPatch
+):
+    failing(monkeypatch, 1)
+    tree = tiny_tree(partition={"clients": 3})
+    tree["distill"] = {"name": name, "ipc": [1, 4], "iterations": 2, "width": 4}
+    hashes = set()
+    for _ in range(2):
+        strategy, _ = start(config_file.from_dict(tree))
+        for ipc in (1, 4):
+            assert_full(strategy.sets[ipc], ipc)
+            assert 1 not in strategy.sets[ipc].clients
+        hashes.add(tuple(it.sha256 for it in strategy.sets.values()))
+    assert len(hashes) == 1
+
+
 def test_a_repaired_run_is_repeatable(monkeypatch: pytest.MonkeyPatch):
     failing(monkeypatch, 1)
     config = tiny_config(partition={"clients": 3}, distill={"ipc": [3]})

@@ -28,6 +28,9 @@ states = st.dictionaries(
 curves = st.lists(st.tuples(st.integers(0, 10**6), finite), max_size=4)
 
 
+names = st.from_regex(r"[a-z]+/[a-z0-9_-]{1,20}", fullmatch=True)
+
+
 @st.composite
 def shares(draw: st.DrawFn) -> Share:
     counts = tuple(draw(st.lists(st.integers(0, 3), min_size=3, max_size=3)))
@@ -41,6 +44,7 @@ def shares(draw: st.DrawFn) -> Share:
         teachers=tuple(draw(st.lists(states, min_size=1, max_size=3))),
         teacher_curve=draw(curves),
         recover_curve=draw(curves),
+        curves=draw(st.dictionaries(names, curves, max_size=3)),
         seconds={"squeeze": draw(finite), "recover": draw(finite)},
     )
 
@@ -63,5 +67,5 @@ def test_any_share_arrives_bit_for_bit(share: Share):
         for name, tensor in wanted.items():
             assert found[name].dtype == tensor.dtype
             assert torch.equal(found[name], tensor)
-    for name in ("partition_id", "counts", "teacher_curve", "recover_curve", "seconds"):
+    for name in ("partition_id", "counts", "teacher_curve", "recover_curve", "curves", "seconds"):
         assert getattr(arrived, name) == getattr(share, name), name

@@ -27,6 +27,8 @@ STUDENT = {
             "ema": 0.99, "zeta": 2.0},
     "lic": {**ADAMW, **KL_20, "epochs": 4000, "batch_size": BATCHES, "weight_decay": 1e-4,
             "schedule": "two_steps", "ema": 0.0},
+    "dream": {"optimizer": "sgd", "lr": 0.01, "epochs": 4 * 1000, "batch_size": 64,
+              "weight_decay": 5e-4, "schedule": "two_steps", "ema": 0.0},
 }  # fmt: skip
 VIEWS = {
     "sre2l": {"views": 400, "scale": (1.0, 1.0), "shift": 4, "tiles": 1, "tile_share": 0.0,
@@ -36,6 +38,8 @@ VIEWS = {
     "edc": {"views": 1000, "scale": (0.08, 1.0), **PLAIN_BOX, **CUTMIX},
     "lic": {"views": 1000, "scale": (0.25, 1.0), "shift": 0, "tiles": 2,
             "tile_share": 0.5, **CUTMIX},
+    "dream": {"views": 1000, "scale": (1.0, 1.0), "shift": 0, "tiles": 2, "tile_share": 1.0,
+              **CUTMIX, "mix_probability": 0.5},
 }  # fmt: skip
 
 # Another value than every protocol's; `loss` is in a test of its own.

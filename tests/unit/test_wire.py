@@ -28,6 +28,7 @@ SHARE = Share(
     teachers=(TEACHER,),
     teacher_curve=[(1, 2.5), (2, 1.25)],
     recover_curve=[(0, 9.0)],
+    curves={"matching/ipc-10": [(0, 2.0), (7, 0.5)], "information/real-1": [(3, -0.25)]},
     seconds={"squeeze": 1.5, "recover": 2.5},
 )
 
@@ -188,6 +189,19 @@ MALFORMED: dict[str, Callable[[RecordDict], object]] = {
     "metrics of another kind": lambda content: content.update({"metrics": ConfigRecord()}),
     "no seconds": lambda content: metrics_of(content).pop("seconds-recover"),
     "a curve without values": lambda content: metrics_of(content).pop("teacher-curve-values"),
+    "a curve with an odd name": lambda content: metrics_of(content).update(
+        {"other:../x-curve-steps": [1], "other:../x-curve-values": [1.0]}
+    ),
+    "too many curves": lambda content: metrics_of(content).update(
+        {
+            f"other:a/{number}-curve-{what}": [value]
+            for number in range(200)
+            for what, value in (("steps", 1), ("values", 1.0))
+        }
+    ),
+    "a curve without end": lambda content: metrics_of(content).update(
+        {"other:a/b-curve-steps": [0] * 20_000, "other:a/b-curve-values": [0.0] * 20_000}
+    ),
     "a curve of another length": put_metric("teacher-curve-values", [1.0]),
     "no teacher": lambda content: content.pop("teacher-0"),
     "a teacher with NaN": put_teacher(float("nan")),
