@@ -88,7 +88,7 @@ class APM(Distiller):
 
     iterations: int = 90
     gap: int = 2
-    lr: float = 0.03
+    lr: float = 0.003
     ce_weight: float = 0.1
     form: Form = "l1"
     init: Literal["real", "noise"] = "real"
