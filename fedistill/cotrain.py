@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from fedistill import data, sources
 from fedistill.condenser import Condenser, Images
 from fedistill.config import STRICT, Config, DataConfig
-from fedistill.errors import ConfigError
+from fedistill.errors import ConfigError, DataError
 from fedistill.guidance import GuidanceOptions, MixtureGuide
 from fedistill.images import DataSpec, ImageSet
 from fedistill.matching_options import MatchingOptions
@@ -116,7 +116,10 @@ class MIB(MatchingOptions, GuidanceOptions):
         """
         if self.public is None:
             return None
-        loaded = data.load(DataConfig(name=self.public, size=spec.size), seed)
+        try:
+            loaded = data.load(DataConfig(name=self.public, size=spec.size), seed)
+        except DataError as error:
+            raise ConfigError(f"cotrain.public, read as a data.name: {error}") from error
         found = loaded.spec
         if found.class_names != spec.class_names or found.channels != spec.channels:
             raise ConfigError(

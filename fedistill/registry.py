@@ -63,7 +63,8 @@ def load(kind: str, name: str) -> type[Any]:
     file = name.replace("-", "_")
     if file not in _parts(kind):
         known = known_names(name, names(kind))
-        raise ConfigError(f"'{name}' does not exist among the {kind}; {known}")
+        among = f"kinds of {kind}" if kind in _SINGLE else kind
+        raise ConfigError(f"'{name}' does not exist among the {among}; {known}")
     return _parts(kind)[file]
 
 

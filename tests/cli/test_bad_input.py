@@ -54,6 +54,13 @@ def fedistill(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
         ("distill={name: random, ipc: [500]}", "accepted: up to "),
         ("distill={name: random, regularizers: [{name: total_variation, weight: 1}]}", "random"),
         ("teacher.backbones=[{name: convnet, widht: 3}]", "did you mean 'width'"),
+        ("cotrain=mob", "among the kinds of cotrain; known: mib"),
+        ("cotrain={reference: public}", "public is None"),
+        ("cotrain={depth: 9}", "cotrain.depth"),
+        ("cotrain={}", "there are no others"),
+        ("distill={name: mibdc, ipc: [2, 1]}", "accepted: [1, 2]"),
+        ("distill={name: mibdc, samples: 0, iterations: 0}", "samples is 0"),
+        ("distill={name: dream, tiles: 3}", "distill.tiles is 3"),
         ("nonsense", "section.key=value"),
     ],
 )

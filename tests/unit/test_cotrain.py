@@ -120,6 +120,10 @@ def test_a_public_set_moves_all_sizes():
             "cotrain.public is digits, which has 10 classes",
         ),
         ({"distill": {"ipc": [1, 2]}, "cotrain": {"depth": 9}}, "cotrain.depth"),
+        (
+            {"distill": {"ipc": [1]}, "cotrain": {"reference": "public", "public": "/nowhere"}},
+            "cotrain.public, read as a data.name: .*'/nowhere'",
+        ),
     ],
 )
 def test_what_cannot_be_trained_together_is_refused(sections: dict[str, Any], says: str):
