@@ -101,12 +101,12 @@ class MIB(MatchingOptions, GuidanceOptions):
                 f"cotrain.tiles is {self.tiles}, and the images that the clients make have "
                 f"{tiles} x {tiles} tiles; accepted: {accepted}"
             )
-        if self.public is not None and _same_data(self.public, config.data.name):
+        public = self.public_images(spec, config.seed)
+        if public is not None and _same_data(str(self.public), config.data.name):
             raise ConfigError(
                 f"cotrain.public is {self.public}, which is the data of the clients; accepted: "
                 "other images of the same classes"
             )
-        self.public_images(spec, config.seed)
 
     def public_images(self, spec: DataSpec, seed: int) -> ImageSet | None:
         """Load the training split of the public data set, if there is to be one.

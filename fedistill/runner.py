@@ -21,7 +21,7 @@ import torch
 from fedistill import config_file, data, partition, planning, results, sources, tracking
 from fedistill.config import Config
 from fedistill.display import ProgressDisplay
-from fedistill.errors import ConfigError, RunError, UserError
+from fedistill.errors import ConfigError, DataError, RunError, UserError
 from fedistill.journal import absolute_uri
 from fedistill.simulation import Simulation, federation_config
 from fedistill.store import VARIABLE as STORE_VARIABLE
@@ -138,7 +138,10 @@ def _with_absolute_paths(config: Config) -> Config:
     config = replace(config, data=replace(config.data, name=_absolute(config.data.name)))
     if config.cotrain is None or config.cotrain.options.get("public") is None:
         return config
-    public = _absolute(config.cotrain.options["public"])
+    try:
+        public = _absolute(config.cotrain.options["public"])
+    except DataError:
+        return config  # the check of the config says so, by the right key
     options = {**config.cotrain.options, "public": public}
     return replace(config, cotrain=replace(config.cotrain, options=options))
 

@@ -57,6 +57,8 @@ def fedistill(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
         ("cotrain=mob", "among the kinds of cotrain; known: mib"),
         ("cotrain={reference: public}", "public is None"),
         ("cotrain={depth: 9}", "cotrain.depth"),
+        ("cotrain={reference: public, public: digits}", "which is the data of the clients"),
+        ("cotrain={reference: public, public: /nowhere}", "cotrain.public, read as"),
         ("cotrain={}", "there are no others"),
         ("distill={name: mibdc, ipc: [2, 1]}", "accepted: [1, 2]"),
         ("distill={name: mibdc, samples: 0, iterations: 0}", "samples is 0"),

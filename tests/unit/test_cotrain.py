@@ -108,10 +108,6 @@ def test_a_public_set_moves_all_sizes():
         ({"distill": {"ipc": [5]}, "cotrain": "mib"}, "there are no others"),
         ({"distill": {"ipc": [1, 2]}, "cotrain": {"tiles": 2}}, "cotrain.tiles is 2"),
         (
-            {"distill": {"ipc": [1]}, "cotrain": {"reference": "public", "public": "digits"}},
-            "cotrain.public is digits, which is the data of the clients",
-        ),
-        (
             {
                 "data": {"name": "mnist"},
                 "distill": {"ipc": [1]},
