@@ -3,22 +3,24 @@
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from functools import partial
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property, partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from fedistill import baselines, protocols, student
+from fedistill import baselines, protocols, store, student
 from fedistill.config import Config, ModelConfig, RelabelConfig
 from fedistill.distillers.base import Task
 from fedistill.images import DataSpec, ImageSet
+from fedistill.models import build
 from fedistill.planning import distiller_of
 from fedistill.ranking import Ranking
 from fedistill.relabel import view_options
 from fedistill.sets import SyntheticSet
 from fedistill.slots import Plan
+from fedistill.store import Artefact, Store
 from fedistill.student import Curve, Score
 from fedistill.teacher import Committee, squeeze
 from fedistill.training import accuracy, logits_of, side_by_side
@@ -76,6 +78,7 @@ class Evaluator:
         test: the split that students are tested on.
         device: where to train.
         dtype: of the convolutions.
+        store: students that were trained before are read from here.
     """
 
     config: Config
@@ -83,6 +86,7 @@ class Evaluator:
     test: ImageSet
     device: torch.device
     dtype: torch.dtype
+    store: Store = field(default_factory=lambda: Store(None))
 
     def answers(self, teachers: Sequence[nn.Module]) -> list[Tensor]:
         """Return each teacher's logits for the test split, [T, num_classes]."""
@@ -102,36 +106,94 @@ class Evaluator:
 
     def student(self, source: Source, model: ModelConfig, number: int, report: Report) -> Trained:
         """Train one student on a set and test it."""
-        network, curve = student.train(
-            source(number),
-            model,
-            self.config.student,
-            view_options(self.config.relabel, self.spec),
-            seed=self.config.seed,
-            number=number,
-            device=self.device,
-            dtype=self.dtype,
-            report=report,
-        )
-        found = accuracy(network, self.test, self.spec, self.dtype)
-        return Trained(found, curve, network.cpu() if number == 0 else None)
+        synthetic, recipe = source(number), self.config.student
+        views = view_options(self.config.relabel, self.spec)
+
+        def make() -> tuple[nn.Module, Curve]:
+            return student.train(
+                synthetic,
+                model,
+                recipe,
+                views,
+                seed=self.config.seed,
+                number=number,
+                device=self.device,
+                dtype=self.dtype,
+                report=report,
+            )
+
+        # What says how many students there are, and of what kinds, decides nothing about one.
+        own = replace(recipe, models=(model,), seeds=1, ranking=False, protocol="default")
+        key = {"set": synthetic.sha256, "recipe": asdict(own), "views": views.as_dict()}
+        return self._trained(make, model, number, key, report)
 
     def full_data(
         self, train: ImageSet, model: ModelConfig, number: int, report: Report
     ) -> Trained:
         """Train one network on the whole training split, with the teachers' recipe, and test it."""
-        network, curve = squeeze(
-            train,
-            self.spec,
-            model,
-            self.config.teacher,
-            seed=self.config.seed,
-            path=("full data", number),
-            device=self.device,
-            dtype=self.dtype,
-            report=lambda done, total, loss: report(done, total),
-        )
-        return Trained(accuracy(network, self.test, self.spec, self.dtype), curve, None)
+        recipe = replace(self.config.teacher, count=1, backbones=())
+
+        def make() -> tuple[nn.Module, Curve]:
+            return squeeze(
+                train,
+                self.spec,
+                model,
+                recipe,
+                seed=self.config.seed,
+                path=("full data", number),
+                device=self.device,
+                dtype=self.dtype,
+                report=lambda done, total, loss: report(done, total),
+            )
+
+        data = store.digest({"images": train.images, "labels": train.labels})
+        key = {"data": data, "model": asdict(model), "recipe": asdict(recipe)}
+        return self._trained(make, model, number, key, report)
+
+    def _trained(
+        self,
+        make: Callable[[], tuple[nn.Module, Curve]],
+        model: ModelConfig,
+        number: int,
+        key: Mapping[str, Any],
+        report: Report,
+    ) -> Trained:
+        """Train and test a network, or read from the store how good it was; keep the first one."""
+
+        def tested() -> Artefact:
+            network, curve = make()
+            state = {} if number else {k: v.cpu() for k, v in network.state_dict().items()}
+            top1 = accuracy(network, self.test, self.spec, self.dtype)
+            return Artefact(state, {"top1": top1, "curve": curve})
+
+        artefact = self.store.recall("student", {**key, **self._surroundings(number)}, tested)
+        if artefact.found:
+            report(1, 1)
+        network = None
+        if number == 0:
+            network = build(model, self.spec, self.config.seed, "restore")
+            network.load_state_dict(dict(artefact.tensors))
+        curve = [(step, loss) for step, loss in artefact.notes["curve"]]
+        return Trained(artefact.notes["top1"], curve, network)
+
+    def _surroundings(self, number: int) -> dict[str, Any]:
+        """Return what decides a student beside its set and its recipe."""
+        if self.store.folder is None:
+            return {}
+        return {
+            "number": number,
+            "seed": self.config.seed,
+            "spec": self.spec.as_dict(),
+            "test": self._test_digest,
+            "device": self.device.type,
+            "dtype": str(self.dtype),
+            "threads": torch.get_num_threads(),
+        }
+
+    @cached_property
+    def _test_digest(self) -> str:
+        test = {"images": self.test.images, "labels": self.test.labels}
+        return store.digest({**test, **self.spec.tensors()})
 
     def score(
         self, rows: Mapping[K, Row], report: Report = lambda done, total: None

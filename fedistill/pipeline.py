@@ -22,6 +22,7 @@ from fedistill.evaluation import Evaluator, Scores
 from fedistill.relabel import relabel
 from fedistill.sets import SyntheticSet
 from fedistill.shares import integrate
+from fedistill.store import Store
 from fedistill.training import device_for, resolve_precision
 
 
@@ -72,7 +73,14 @@ def run(config: Config) -> dict[int, Outcome]:
         options = registry.build("cotrain", config.cotrain.name, config.cotrain.options)
         united, _ = cotrain(options, united, shares, teachers, seed=config.seed, device=device)
     sets = {ipc: refine(synthetic, config.relabel) for ipc, synthetic in united.items()}
-    evaluator = Evaluator(config=config, spec=spec, test=loaded.test, device=device, dtype=dtype)
+    evaluator = Evaluator(
+        config=config,
+        spec=spec,
+        test=loaded.test,
+        device=device,
+        dtype=dtype,
+        store=Store.from_environment(),
+    )
     answers = evaluator.answers(list(teachers.values()))
     scores = evaluation.score_all(
         evaluator, sets, loaded.train, parts.indices, teachers, answers, refine

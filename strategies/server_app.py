@@ -17,6 +17,7 @@ from fedistill.config import Config
 from fedistill.cores import set_threads
 from fedistill.evaluation import Evaluator, Scores
 from fedistill.progress import Progress
+from fedistill.store import Store
 from fedistill.tracking import Journal, MlflowSink
 from fedistill.training import device_for, resolve_precision
 from strategies.base import FedDistill
@@ -87,7 +88,12 @@ class Experiment:
         device = device_for(1.0)
         dtype = resolve_precision(config.precision, device)
         self.evaluator = Evaluator(
-            config=config, spec=self.data.spec, test=self.data.test, device=device, dtype=dtype
+            config=config,
+            spec=self.data.spec,
+            test=self.data.test,
+            device=device,
+            dtype=dtype,
+            store=Store.from_environment(),
         )
         self.strategy = choose_strategy(config)(
             config, self.data.spec, device=device, dtype=dtype, report=self.progress.report
