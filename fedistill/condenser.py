@@ -46,6 +46,10 @@ from fedistill.reference import Answer, Learner, RealBatches, Reference
 class Guide(Protocol):
     """What moves images beside the matching: information between sets, say."""
 
+    @property
+    def curves(self) -> dict[str, list[tuple[int, float]]]:
+        """What is worth a look: (step, value) by name."""
+
     def restart(self) -> None:
         """Learn that a fresh network has taken over."""
 
@@ -188,8 +192,9 @@ class Condenser:
 
     @property
     def curves(self) -> dict[str, list[tuple[int, float]]]:
-        """The loss of each set's matching over the steps: `matching/ipc-10`, say."""
-        return self._trace.curves
+        """The loss of each set's matching over the steps, `matching/ipc-10`; what a guide noted."""
+        noted = {} if self._guide is None else self._guide.curves
+        return {**self._trace.curves, **noted}
 
     def _descend(self, network: nn.Module, step: int) -> Tensor:
         """Take one step with all images; return the loss of each set, [number of sets]."""

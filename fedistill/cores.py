@@ -2,8 +2,6 @@
 
 import os
 
-import torch
-
 
 def usable_cores() -> int:
     """Count the cores that the system gives this process: `taskset` and batch schedulers say."""
@@ -18,5 +16,7 @@ def set_threads(cpus: int | None = None) -> None:
     Sums over threads are added in another order when the number of threads changes, so it is set
     here and not left to the surroundings: a simulation and a local run then agree bit for bit.
     """
+    import torch  # who starts a simulation counts cores without it
+
     cores = usable_cores()
     torch.set_num_threads(cores if cpus is None else max(1, min(cpus, cores)))

@@ -186,7 +186,7 @@ def cotrain(
         images.ipc: replace(sets[images.ipc], images=spec.to_uint8(images.pixels.detach()).cpu())
         for images in moved
     }
-    return {**sets, **refined}, {**loop.curves, **guide.curves}
+    return {**sets, **refined}, loop.curves
 
 
 def _reference(

@@ -1,4 +1,4 @@
-"""The artefact store: teachers, shares and students on disk, under a key that hashes what made them.
+"""The artefact store: teachers, shares and students, under a key that hashes what made them.
 
 A run that needs what an earlier one has made reads it in place of making it again. The folder
 is named by the environment variable FEDISTILL_STORE (`fedistill run --store DIR` sets it): it

@@ -1,5 +1,7 @@
 """What DREAM, MIBDC and MDC have in common: a start from real images, and gradient matching."""
 
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,17 +54,26 @@ class Condensation(MatchingOptions, Distiller):
 
     def distill(self, task: Task) -> Distilled:
         """Optimise the images of one set."""
-        reference = reference_of(task)
-        own = self.first(task, reference)
-        progress = Progress(task, self.iterations)
-        loop = self.condenser(task, reference, own)
-        loop.run(lambda losses: progress.step(losses.sum()))
-        images = task.spec.to_uint8(own.pixels.detach()).cpu()
-        return Distilled(images, progress.curve, loop.curves)
+        (found,) = self.together([task])
+        return found
 
-    def condenser(self, task: Task, reference: Reference, own: Images) -> Condenser:
-        """Return the loop over one set; a method may have its own."""
-        return Condenser(self, reference, [own], task.terms())
+    def together(self, tasks: Sequence[Task]) -> list[Distilled]:
+        """Optimise the images of several sets in one loop; the tasks differ in size alone."""
+        reference = reference_of(tasks[0])
+        sets = [self.first(task, reference) for task in tasks]
+        progress = Progress(tasks[0], self.iterations)
+        loop = self.condenser(tasks, reference, sets)
+        loop.run(lambda losses: progress.step(losses.sum()))
+        return [
+            Distilled(task.spec.to_uint8(own.pixels.detach()).cpu(), progress.curve, loop.curves)
+            for task, own in zip(tasks, sets, strict=True)
+        ]
+
+    @abstractmethod
+    def condenser(
+        self, tasks: Sequence[Task], reference: Reference, sets: Sequence[Images]
+    ) -> Condenser:
+        """Return the loop over the sets of some tasks."""
 
     def first(self, task: Task, reference: Reference) -> Images:
         """Return what one set starts from."""

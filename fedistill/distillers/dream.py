@@ -18,11 +18,21 @@ CIFAR-10 51.1 / 69.4 / 74.8, CIFAR-100 29.5 / 46.8 / 52.6; there `metric` is `l1
 for MNIST, `mse` and 8e-3 for CIFAR, `network_images` 500 and 2000.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fedistill.condenser import Condenser, Images
+from fedistill.distillers.base import Task
 from fedistill.distillers.condensation import Condensation
+from fedistill.reference import Reference
 
 
 @dataclass(frozen=True, kw_only=True)
 class DREAM(Condensation):
-    """Options: those of `Condensation` and of `condenser.MatchingOptions`."""
+    """Options: those of `Condensation` and of `MatchingOptions`."""
+
+    def condenser(
+        self, tasks: Sequence[Task], reference: Reference, sets: Sequence[Images]
+    ) -> Condenser:
+        """Return the loop as it is."""
+        return Condenser(self, reference, sets, tasks[0].terms())

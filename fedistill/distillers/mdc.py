@@ -58,9 +58,11 @@ class MDC(Condensation):
         """Its subsets are made to be sets."""
         return False
 
-    def condenser(self, task: Task, reference: Reference, own: Images) -> Condenser:
+    def condenser(
+        self, tasks: Sequence[Task], reference: Reference, sets: Sequence[Images]
+    ) -> Condenser:
         """Return the loop that matches a subset too."""
-        return _Subsets(self, reference, [own], task.terms(), self.review)
+        return _Subsets(self, reference, sets, tasks[0].terms(), self.review)
 
 
 class _Subsets(Condenser):

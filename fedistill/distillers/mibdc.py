@@ -28,14 +28,15 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fedistill.condenser import Condenser
+from fedistill.condenser import Condenser, Images
 from fedistill.config import ModelConfig
-from fedistill.distillers.base import Distilled, Progress, Task
-from fedistill.distillers.condensation import Condensation, reference_of
+from fedistill.distillers.base import Distilled, Task
+from fedistill.distillers.condensation import Condensation
 from fedistill.errors import ConfigError
 from fedistill.guidance import GuidanceOptions, MixtureGuide
 from fedistill.images import DataSpec
 from fedistill.matching_options import MatchingOptions
+from fedistill.reference import Reference
 from fedistill.rules import Rule
 
 
@@ -64,15 +65,11 @@ class MIBDC(Condensation, GuidanceOptions):
 
     def distill_sizes(self, tasks: Sequence[Task]) -> list[Distilled]:
         """Optimise the images of all sets side by side."""
-        first = tasks[0]
-        reference = reference_of(first)
-        sets = [self.first(task, reference) for task in tasks]
+        return self.together(tasks)
+
+    def condenser(
+        self, tasks: Sequence[Task], reference: Reference, sets: Sequence[Images]
+    ) -> Condenser:
+        """Return the loop in which the sets guide each other."""
         guide = MixtureGuide(self, self, reference, sets)
-        progress = Progress(first, self.iterations)
-        loop = Condenser(self, reference, sets, first.terms(), guide)
-        loop.run(lambda losses: progress.step(losses.sum()))
-        curves = {**loop.curves, **guide.curves}
-        return [
-            Distilled(task.spec.to_uint8(own.pixels.detach()).cpu(), progress.curve, curves)
-            for task, own in zip(tasks, sets, strict=True)
-        ]
+        return Condenser(self, reference, sets, tasks[0].terms(), guide)

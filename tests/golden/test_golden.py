@@ -58,7 +58,7 @@ G_VBSM = GVBSM(
 MATCHING: dict[str, Any] = {
     "iterations": 20,
     "restart": 10,
-    "lr": 0.1,
+    "lr": 0.02,
     "momentum": 0.5,
     "metric": "relative",
     "feature_weight": 0.1,

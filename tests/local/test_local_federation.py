@@ -449,32 +449,26 @@ def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path: Path):
         config_file.from_dict(tiny_tree(distill={"iterationz": 3}))
 
 
-def test_sets_of_a_method_that_optimises_jointly_are_those_of_runs_of_their_own(tmp_path: Path):
-    def of(*sizes: int) -> Run:
-        tree = tiny_tree(partition={"clients": 2}, baselines=[])
+def test_sets_of_a_method_that_optimises_jointly_are_those_of_runs_of_their_own():
+    def of(*sizes: int) -> dict[int, SyntheticSet]:
+        tree = tiny_tree(partition={"clients": 2})
         tree["distill"] = {"name": "dm", "iterations": 3, "width": 4, "ipc": list(sizes)}
-        config = config_file.from_dict(tree)
-        folder = tmp_path / "-".join(map(str, sizes))
-        return Run(config, folder, runner.run(config, folder, "local"))
+        return start(config_file.from_dict(tree))[0].sets
 
     both = of(1, 3)
     for size in (1, 3):
-        assert torch.equal(both.set_of(size).images, of(size).set_of(size).images)
-        assert both.result["sets"][str(size)]["images"] == 10 * size
-    found = pipeline.run(both.config)
-    for size, outcome in found.items():
-        assert outcome.synthetic.sha256 == both.set_of(size).sha256
+        assert torch.equal(both[size].images, of(size)[size].images)
+        assert_full(both[size], size)
 
 
 def test_sizes_that_are_trained_together_on_the_server(tmp_path: Path):
-    sections = {"distill": {"ipc": [1, 2, 3]}, "partition": {"clients": 3}}
+    sections: dict[str, Any] = {"distill": {"ipc": [1, 2]}, "partition": {"clients": 2}}
     section = {"iterations": 2, "width": 4, "network_images": 20, "warmup": 0.0, "lr": 1.0}
-    plain = run(tmp_path / "plain", **sections)
+    plain = start(tiny_config(**sections))[0].sets
     found = run(tmp_path / "together", **sections, cotrain=section)
-    assert found.result["seconds"]["cotrain"] > plain.result["seconds"]["cotrain"]
-    assert torch.equal(found.set_of(3).images, plain.set_of(3).images)
-    for size in (1, 2):
-        assert not torch.equal(found.set_of(size).images, plain.set_of(size).images)
+    assert found.result["seconds"]["cotrain"] > 0
+    assert torch.equal(found.set_of(2).images, plain[2].images)
+    assert not torch.equal(found.set_of(1).images, plain[1].images)
     for size, outcome in pipeline.run(found.config).items():
         assert outcome.synthetic.sha256 == found.set_of(size).sha256
 

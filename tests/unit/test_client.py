@@ -354,7 +354,10 @@ def test_the_distiller_learns_what_was_made_before(monkeypatch: pytest.MonkeyPat
 
 # Its images are optimised for each other, so every size has images of its own.
 DM = config_file.from_dict(
-    {**tiny_tree(model=NARROW), "distill": {"name": "dm", "iterations": 2, "width": 4}}
+    {
+        **tiny_tree(model=NARROW),
+        "distill": {"name": "dm", "iterations": 2, "width": 4, "ipc": [1, 2]},
+    }
 )
 
 

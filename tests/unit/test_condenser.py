@@ -347,7 +347,7 @@ def test_subset_distances_are_those_of_plain_loops():
 def mdc(counts: Sequence[int], **options: Any) -> _Subsets:
     chosen = MDC(**{**QUICK, "restart": 2, "interval": 1, "review": 2, **options})
     own = images_of(counts, chosen)
-    loop = chosen.condenser(task(counts), reference(), own)
+    loop = chosen.condenser([task(counts)], reference(), [own])
     assert isinstance(loop, _Subsets)
     return loop
 
