@@ -36,7 +36,7 @@ from fedistill.losses.base import Regularizer
 from fedistill.matching_options import MatchingOptions
 from fedistill.models.features import features_in_parts
 from fedistill.reference import Reference
-from fedistill.rules import Rule, at_least
+from fedistill.rules import Rule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,14 @@ class MDC(Condensation):
 
     def rules(self) -> list[Rule]:
         """See `MatchingOptions`."""
-        return [*super().rules(), at_least(self, 1, "review")]
+        return [
+            *super().rules(),
+            (
+                self.review >= self.interval,
+                f"review is {self.review} and interval is {self.interval}; accepted: a review of "
+                "`interval` steps or more, as subsets are measured that often",
+            ),
+        ]
 
     @property
     def optimises_jointly(self) -> bool:
@@ -93,13 +100,7 @@ class _Subsets(Condenser):
         (own,) = self.sets
         if max(own.counts) < 2:
             return
-        if step and step % self._review == 0:
-            self._learnt.add(self.subset)
-            self.subset = 1 + int(torch.stack(self._drifts).mean(0).abs().argmax())
-            self.kept = max((n for n in self._learnt if n < self.subset), default=0)
-            self._drifts = []
-            self._before = own.pixels.detach().clone()
-        if step % self.options.restart % self.options.interval == 0:
+        if step and step % self.options.restart % self.options.interval == 0:
             # The same networks and real images for both: what changed is the images alone.
             real = {
                 label: features_in_parts(network, self.batches.of(label)).mean(0)
@@ -110,6 +111,12 @@ class _Subsets(Condenser):
                 for pixels in (own.pixels.detach(), self._before)
             )
             self._drifts.append(now - then)
+        if step and step % self._review == 0:
+            self._learnt.add(self.subset)
+            self.subset = 1 + int(torch.stack(self._drifts).mean(0).abs().argmax())
+            self.kept = max((n for n in self._learnt if n < self.subset), default=0)
+            self._drifts = []
+            self._before = own.pixels.detach().clone()
         numbers = {"subset/matched": self.subset, "subset/kept": self.kept}
         self._chosen.note(step, {name: torch.tensor(it) for name, it in numbers.items()})
 

@@ -414,3 +414,12 @@ def test_mdc_moves_on_to_other_subsets_and_keeps_what_they_learnt():
             )
     assert any(kept for _, kept, _ in seen)
     assert {"subset/matched", "subset/kept"} <= set(loop.curves)
+
+
+def test_mdc_reviews_what_it_has_measured():
+    """Also where it measures once a review; more seldom is refused."""
+    loop = mdc([4, 4, 4], iterations=7, lr=1.0, interval=2, review=2, restart=100)
+    loop.run()
+    assert loop._learnt
+    with pytest.raises(ValueError, match="review is 2 and interval is 5"):
+        MDC(review=2, interval=5)
