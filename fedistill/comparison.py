@@ -1,0 +1,137 @@
+"""What a sweep has found, read from its folder: one row for each set, one line for each IPC.
+
+`sweep.json` says which federations there are; every number comes from their own `result.json`,
+so that nothing is kept twice.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedistill import results
+from fedistill.errors import OutputError
+
+SWEEP = "sweep.json"
+
+
+class Line(NamedTuple):
+    """What stays the same along a line of the comparison, while the number of clients changes."""
+
+    distiller: str
+    alpha: float | None
+    ipc: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One distilled set of one federation.
+
+    Attributes:
+        line: that it is a point of.
+        clients: of the federation.
+        seed: of the federation.
+        top1: accuracy of each student of the first model, in percent.
+        baselines: accuracies of the rows beside it, by name.
+        teachers: mean accuracy of the clients' teachers; None: they were not tested.
+        result: the federation's result.json.
+        folder: of the federation.
+    """
+
+    line: Line
+    clients: int
+    seed: int
+    top1: tuple[float, ...]
+    baselines: Mapping[str, tuple[float, ...]]
+    teachers: float | None
+    result: Mapping[str, Any]
+    folder: Path
+
+
+class Point(NamedTuple):
+    """Mean and standard deviation of n accuracies, in percent."""
+
+    mean: float
+    std: float
+    n: int
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Read the state of a sweep.
+
+    Raises:
+        OutputError: the folder holds no sweep.
+    """
+    path = folder / SWEEP
+    try:
+        return results.read_json(path)
+    except FileNotFoundError as error:
+        raise OutputError(
+            f"{folder} holds no {SWEEP}; give the output folder of `fedistill sweep`"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path} cannot be read: {error}") from error
+
+
+def rows(folder: Path) -> list[Row]:
+    """List the sets of all federations that are done, in the order of the sweep."""
+    found = []
+    for run in read(folder)["runs"]:
+        path = folder / run["folder"] / results.RESULT
+        if run["status"] != "done" or not path.is_file():
+            continue
+        result = results.read_json(path)
+        for ipc, scores in result["sets"].items():
+            first = next(iter(scores["students"].values()))
+            found.append(
+                Row(
+                    line=Line(run["distiller"], run["alpha"], int(ipc)),
+                    clients=run["clients"],
+                    seed=run["seed"],
+                    top1=tuple(first["top1"]),
+                    baselines={k: tuple(it["top1"]) for k, it in scores["baselines"].items()},
+                    teachers=result["teachers"]["top1_mean"],
+                    result=result,
+                    folder=folder / run["folder"],
+                )
+            )
+    return found
+
+
+def curves(rows: Iterable[Row], baseline: str | None = None) -> dict[Line, dict[int, Point]]:
+    """Return accuracy over the number of clients, one curve for each line.
+
+    Args:
+        rows: of a sweep; the students of all seeds count alike.
+        baseline: take the accuracies of this row in place of the distilled set's.
+    """
+    values: dict[Line, dict[int, list[float]]] = {}
+    for row in rows:
+        top1 = row.top1 if baseline is None else row.baselines.get(baseline, ())
+        if top1:
+            values.setdefault(row.line, {}).setdefault(row.clients, []).extend(top1)
+    return {
+        line: {clients: point(values[line][clients]) for clients in sorted(values[line])}
+        for line in sorted(values, key=lambda it: (it.distiller, it.alpha or 0.0, it.ipc))
+    }
+
+
+def point(top1: Sequence[float]) -> Point:
+    """Sum accuracies up; the standard deviation is that of a sample, 0 for one value."""
+    mean = sum(top1) / len(top1)
+    spread = sum((value - mean) ** 2 for value in top1)
+    return Point(mean, (spread / max(1, len(top1) - 1)) ** 0.5, len(top1))
+
+
+def labels(lines: Iterable[Line]) -> dict[Line, str]:
+    """Name lines by what tells them apart: `IPC 10`, `IPC 10, alpha 0.1`, `lic, IPC 10`."""
+    found = list(lines)
+    methods, alphas = {line.distiller for line in found}, {line.alpha for line in found}
+    names = {}
+    for line in found:
+        parts = [line.distiller] if len(methods) > 1 else []
+        parts.append(f"IPC {line.ipc}")
+        if len(alphas) > 1:
+            parts.append("iid" if line.alpha is None else f"alpha {line.alpha:g}")
+        names[line] = ", ".join(parts)
+    return names
