@@ -42,6 +42,7 @@ FLOORS = [
     ],
     [
         "fedistill.augmentation",
+        "fedistill.comparison",
         "fedistill.config_file",
         "fedistill.data",
         "fedistill.display",
