@@ -57,30 +57,44 @@ class Point(NamedTuple):
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Read the state of a sweep.
+    """Read what a sweep consists of, and how far each of its federations is.
+
+    Returns:
+        `sweep.json` with `status` (done, failed, todo), `message` and `seconds` in every run, as
+        the run's own folder tells them: no second record could disagree with it.
 
     Raises:
         OutputError: the folder holds no sweep.
     """
     path = folder / SWEEP
     try:
-        return results.read_json(path)
+        tree = results.read_json(path)
+        return {**tree, "runs": [{**run, **_state(folder / run["folder"])} for run in tree["runs"]]}
     except FileNotFoundError as error:
         raise OutputError(
             f"{folder} holds no {SWEEP}; give the output folder of `fedistill sweep`"
         ) from error
-    except (OSError, ValueError) as error:
-        raise OutputError(f"{path} cannot be read: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{path} is not the record of a sweep: {error!r}") from error
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    if (folder / results.RESULT).is_file():
+        seconds = results.read_json(folder / results.RESULT)["seconds"]["total"]
+        return {"status": "done", "message": None, "seconds": seconds}
+    failure = results.read_failure(folder)
+    if failure is not None:
+        return {"status": "failed", "message": failure["message"], "seconds": None}
+    return {"status": "todo", "message": None, "seconds": None}
 
 
 def rows(folder: Path) -> list[Row]:
     """List the sets of all federations that are done, in the order of the sweep."""
     found = []
     for run in read(folder)["runs"]:
-        path = folder / run["folder"] / results.RESULT
-        if run["status"] != "done" or not path.is_file():
+        if run["status"] != "done":
             continue
-        result = results.read_json(path)
+        result = results.read_json(folder / run["folder"] / results.RESULT)
         for ipc, scores in result["sets"].items():
             first = next(iter(scores["students"].values()))
             found.append(
