@@ -6,6 +6,7 @@ so that nothing is kept twice.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -135,6 +136,16 @@ def point(top1: Sequence[float]) -> Point:
     mean = sum(top1) / len(top1)
     spread = sum((value - mean) ** 2 for value in top1)
     return Point(mean, (spread / max(1, len(top1) - 1)) ** 0.5, len(top1))
+
+
+def lines(sweep: Mapping[str, Any]) -> list[Line]:
+    """List the lines that a sweep will have when it is done.
+
+    Args:
+        sweep: as `read` returns it.
+    """
+    axes = sweep["axes"]
+    return [Line(*values) for values in product(axes["distiller"], axes["alpha"], axes["ipc"])]
 
 
 def labels(lines: Iterable[Line]) -> dict[Line, str]:

@@ -3,7 +3,7 @@
 Every federation makes the sets of all IPC at once, since they share teachers and images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -13,7 +13,20 @@ from fedistill import config_file
 from fedistill.config import Config, SweepConfig
 from fedistill.errors import ConfigError
 
-AXES = ("clients", "ipc", "alpha", "distiller", "seed")
+_KINDS: Mapping[str, Callable[[str], Any]] = {
+    "clients": int,
+    "ipc": int,
+    "alpha": lambda text: text if text == "iid" else float(text),
+    "distiller": str,
+    "seed": int,
+}
+_ACCEPTED = {
+    "clients": "whole numbers",
+    "ipc": "whole numbers",
+    "alpha": "numbers, or iid,",
+    "distiller": "names",
+    "seed": "whole numbers",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,12 +115,35 @@ def load(path: Path, overrides: Sequence[str] = (), axes: SweepConfig | None = N
     return Grid(base=replace(base, sweep=None), axes=resolved, federations=federations)
 
 
+def parse_axes(texts: Mapping[str, str | None]) -> SweepConfig:
+    """Read the axes of a command line: values with commas between them.
+
+    Raises:
+        ConfigError: a value is not of its axis.
+    """
+    values: dict[str, Any] = {}
+    for name, text in texts.items():
+        items = [item.strip() for item in (text or "").split(",") if item.strip()]
+        if text is not None and not items:
+            raise ConfigError(f"--{name} is empty; accepted: values with commas between them")
+        try:
+            values[name] = tuple(_KINDS[name](item) for item in items)
+        except ValueError as error:
+            raise ConfigError(
+                f"--{name} is '{text}' ({error}); accepted: {_ACCEPTED[name]} with commas between"
+            ) from error
+    try:
+        return SweepConfig(**values)
+    except ValueError as error:
+        raise ConfigError(f"the axes of the sweep: {error}") from error
+
+
 def _axes(base: Config, own: SweepConfig | None) -> dict[str, list[Any]]:
     """Return the values given for each axis: those of the command line, else of the file."""
     sections = [section for section in (own, base.sweep) if section is not None]
     return {
         name: next((list(values) for it in sections if (values := getattr(it, name))), [])
-        for name in AXES
+        for name in _KINDS
     }
 
 

@@ -1,0 +1,8 @@
+"""Placeholder."""
+
+from pathlib import Path
+
+
+def write(folder: Path) -> list[Path]:
+    """Write nothing."""
+    return []
