@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fedistill import registry, store
 from fedistill.config import Config
 from fedistill.cores import set_threads
-from fedistill.distillers.base import Task
+from fedistill.distillers.base import Batch, Task
 from fedistill.images import DataSpec, ImageSet
 from fedistill.models import build
 from fedistill.planning import distiller_of
@@ -74,9 +74,14 @@ def make_share(
             for name, curve in artefact.notes["curves"].items()
         },
         seconds={
-            stage: sum((it.notes["seconds"] for it in items), 0.0) for stage, items in work.items()
+            stage: sum((it.notes["seconds"] + _spared(it) for it in items), 0.0)
+            for stage, items in work.items()
         },
-        from_store=tuple(stage for stage, items in work.items() if any(it.found for it in items)),
+        from_store=tuple(
+            stage
+            for stage, items in work.items()
+            if any(it.found or _spared(it) > 0 for it in items)
+        ),
     )
 
 
@@ -222,14 +227,25 @@ class _Client:
         self, rows: Sequence["_Row"], attempt: int, teacher_states: Sequence[State]
     ) -> dict[str, Any]:
         """Return what decides the images of some rows of counts."""
+        counts = [list(row.counts) for row in rows]
+        return self.batch_key({"counts": counts}, rows, attempt, teacher_states)
+
+    def batch_key(
+        self,
+        parts: Mapping[str, Any],
+        rows: Sequence["_Row"],
+        attempt: int,
+        teacher_states: Sequence[State],
+    ) -> dict[str, Any]:
+        """Return what decides images, however many are asked for, beside what is in the parts."""
         models = self.config.teachers_of(self.partition_id)
         return self._key(
             path=("recover", self.partition_id, attempt),
-            counts=[list(row.counts) for row in rows],
             made=[list(row.made) for row in rows],
             models=[asdict(model) for model in models],
             teachers=[store.digest(state) for state in teacher_states],
             distill=asdict(replace(self.config.distill, ipc=(1,))),
+            **parts,
         )
 
     def _optimise(
@@ -249,6 +265,18 @@ class _Client:
             note = "" if loss is None else f"loss {loss:.3f}"
             self.report("recover", round(before * all_steps) + done, all_steps, note)
 
+        spared: list[float] = []  # seconds of batches that were made before
+
+        def recall(parts: Mapping[str, Any], make: Callable[[], Batch]) -> Batch:
+            def artefact() -> Artefact:
+                batch = make()
+                return Artefact({"images": batch.images}, {"curve": batch.curve})
+
+            key = self.batch_key(parts, rows, attempt, teacher_states)
+            found = self.store.recall("batch", key, artefact)
+            spared.extend([found.notes["seconds"]] if found.found else [])
+            return Batch(found.tensors["images"], _curve(found))
+
         def make() -> Artefact:
             teachers = _restored(config, self.spec, self.partition_id, teacher_states)
             task = Task(
@@ -267,12 +295,14 @@ class _Client:
                     for item in config.distill.regularizers
                 ],
                 report=report,
+                recall=recall,
             )
             tasks = [replace(task, ipc=row.ipc, counts=row.counts, made=row.made) for row in rows]
             found = distiller_of(config).distill_sizes(tasks)
             images = torch.cat([size.images for size in found])
             curves = {name: curve for size in found for name, curve in size.curves.items()}
-            return Artefact({"images": images}, {"curve": found[0].curve, "curves": curves})
+            notes = {"curve": found[0].curve, "curves": curves, "spared": sum(spared)}
+            return Artefact({"images": images}, notes)
 
         key = self.share_key(rows, attempt, teacher_states)
         artefact = self.store.recall("share", key, make)
@@ -298,6 +328,11 @@ class _Client:
     def _data(self) -> str:
         shard = {"images": self.shard.images, "labels": self.shard.labels}
         return store.digest({**shard, **self.spec.tensors()})
+
+
+def _spared(artefact: Artefact) -> float:
+    """Return the seconds that parts of an artefact took when they were made before."""
+    return float(artefact.notes.get("spared", 0.0))
 
 
 def _curve(artefact: Artefact) -> list[tuple[int, float]]:

@@ -58,13 +58,14 @@ def runs_view(sweep_id: str, name: str, sizes: Sequence[int], now_ms: int) -> tu
     return _view(_runs_key(sweep_id), f"{name}: runs", state, now_ms)
 
 
-def note(sweep_id: str, name: str) -> str:
+def note(sweep_id: str, name: str, created: str) -> str:
     """Write the line with links to both views, for the top of the experiment's page.
 
     Links are relative, so that they work wherever the store is shown.
     """
     lines = _link(_lines_key(sweep_id), "&compareRunsMode=CHART")
-    return f"- **{name}**: [accuracy over clients]({lines}), [runs]({_link(_runs_key(sweep_id))})"
+    runs = _link(_runs_key(sweep_id))
+    return f"- **{name}** ({created}): [accuracy over clients]({lines}), [runs]({runs})"
 
 
 def lines_page(sweep_id: str, experiment_id: str) -> str:

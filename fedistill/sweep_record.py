@@ -55,7 +55,7 @@ class SweepRecord:
             mlflow_views.runs_view(sweep_id, name, sweep["axes"]["ipc"], now),
         ]
         self._journal.experiment_tags(dict(views))
-        self._journal.experiment_note(sweep_id, mlflow_views.note(sweep_id, name))
+        self._journal.experiment_note(sweep_id, mlflow_views.note(sweep_id, name, sweep["created"]))
         self.update()
 
     def update(self) -> None:

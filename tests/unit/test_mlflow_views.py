@@ -36,11 +36,11 @@ def test_the_runs_have_a_column_for_every_size():
 
 
 def test_a_sweeps_note_replaces_its_own_older_one_alone():
-    one, two = mlflow_views.note("s1", "one"), mlflow_views.note("s2", "two")
+    one, two = mlflow_views.note("s1", "one", "today"), mlflow_views.note("s2", "two", "today")
     assert "viewStateShareKey=accuracy-over-clients-s1" in one
     text = mlflow_views.with_note("by hand", "s1", one)
     text = mlflow_views.with_note(text, "s2", two)
-    text = mlflow_views.with_note(text, "s1", mlflow_views.note("s1", "one again"))
+    text = mlflow_views.with_note(text, "s1", mlflow_views.note("s1", "one again", "today"))
     lines = text.splitlines()
     assert lines[0] == "by hand"
     assert [("one again" in line, "**two**" in line) for line in lines[1:]] == [
