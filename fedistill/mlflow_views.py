@@ -141,6 +141,8 @@ def _section() -> dict[str, Any]:
         "isReordered": True,
         "deleted": False,
         "isGenerated": False,
+        "columns": 1,
+        "cardHeight": 520,
     }
 
 
