@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedistill import registry, store
-from fedistill.config import Config
+from fedistill.config import Config, ModelConfig, TeacherConfig
 from fedistill.cores import set_threads
 from fedistill.distillers.base import Task
 from fedistill.images import DataSpec, ImageSet
@@ -53,18 +53,7 @@ def make_share(
     Returns:
         The client's share, its teachers included.
     """
-    set_threads(config.federation.cpus_per_client)
-    device = device_for(config.federation.gpus_per_client)
-    client = _Client(
-        config=config,
-        spec=spec,
-        shard=shard,
-        partition_id=partition_id,
-        device=device,
-        dtype=resolve_precision(config.precision, device),
-        store=Store.from_environment(),
-        report=report,
-    )
+    client = _client(config, spec, shard, partition_id, report)
     squeezed: list[Artefact] = []
     if not teacher_states:
         squeezed = [client.squeeze(n) for n in range(len(config.teachers_of(partition_id)))]
@@ -88,6 +77,56 @@ def make_share(
             stage: sum((it.notes["seconds"] for it in items), 0.0) for stage, items in work.items()
         },
         from_store=tuple(stage for stage, items in work.items() if any(it.found for it in items)),
+    )
+
+
+def train_from(
+    config: Config,
+    spec: DataSpec,
+    shard: ImageSet,
+    weights: State,
+    *,
+    partition_id: int,
+    server_round: int,
+    report: Report = lambda stage, done, total, note: None,
+) -> tuple[State, float]:
+    """Do a client's part of a round of FedAvg: train the common network on its shard.
+
+    Args:
+        config: of the experiment.
+        spec: of the data set.
+        shard: the client's real images.
+        weights: of the common network; buffers included.
+        partition_id: of the client.
+        server_round: 1-based; enters the seed.
+        report: called with stage, steps done, steps in all, and a note.
+
+    Returns:
+        The trained weights and buffers, and the mean loss of the last epoch.
+
+    Raises:
+        RuntimeError: the weights are not those of the client's model.
+    """
+    client = _client(config, spec, shard, partition_id, report)
+    trained = client.train_from(weights, server_round)
+    return trained.tensors, _curve(trained)[-1][1]
+
+
+def _client(
+    config: Config, spec: DataSpec, shard: ImageSet, partition_id: int, report: Report
+) -> "_Client":
+    """Set this process up for a client's work."""
+    set_threads(config.federation.cpus_per_client)
+    device = device_for(config.federation.gpus_per_client)
+    return _Client(
+        config=config,
+        spec=spec,
+        shard=shard,
+        partition_id=partition_id,
+        device=device,
+        dtype=resolve_precision(config.precision, device),
+        store=Store.from_environment(),
+        report=report,
     )
 
 
@@ -115,34 +154,58 @@ class _Client:
 
     def squeeze(self, number: int) -> Artefact:
         """Train one teacher; the notes hold its loss curve."""
-        recipe = self.config.teacher
         models = self.config.teachers_of(self.partition_id)
         path: tuple[str | int, ...] = ("squeeze", self.partition_id)
         path += (number,) if number else ()
-        alone = asdict(replace(recipe, count=1, backbones=()))
-        before, total = number * recipe.epochs, len(models) * recipe.epochs
+        recipe = replace(self.config.teacher, count=1, backbones=())
+        return self._train(models[number], recipe, path, part=number, parts=len(models))
+
+    def train_from(self, weights: State, server_round: int) -> Artefact:
+        """Train the weights of a round of FedAvg; the notes hold the loss curve."""
+        rounds, epochs = self.config.fedavg.rounds, self.config.fedavg.epochs
+        assert epochs is not None
+        recipe = replace(self.config.teacher, count=1, backbones=(), epochs=epochs)
+        model = self.config.teacher_model(self.partition_id)
+        path = ("fedavg", self.partition_id, server_round)
+        return self._train(model, recipe, path, weights, part=server_round - 1, parts=rounds)
+
+    def _train(
+        self,
+        model: ModelConfig,
+        recipe: TeacherConfig,
+        path: tuple[str | int, ...],
+        start: State | None = None,
+        *,
+        part: int,
+        parts: int,
+    ) -> Artefact:
+        """Train a network on the shard, which is one of several equal parts of a stage."""
+        stage = str(path[0])
+        before, total = part * recipe.epochs, parts * recipe.epochs
 
         def make() -> Artefact:
             teacher, curve = squeeze(
                 self.shard,
                 self.spec,
-                models[number],
+                model,
                 recipe,
                 seed=self.config.seed,
                 path=path,
+                start=start,
                 device=self.device,
                 dtype=self.dtype,
                 report=lambda done, _, loss: self.report(
-                    "squeeze", before + done, total, f"loss {loss:.3f}"
+                    stage, before + done, total, f"loss {loss:.3f}"
                 ),
             )
             state = {name: tensor.cpu() for name, tensor in teacher.state_dict().items()}
             return Artefact(state, {"curve": curve})
 
-        key = self._key(path=path, model=asdict(models[number]), recipe=alone)
+        origin = {} if start is None else {"start": store.digest(start)}
+        key = self._key(path=path, model=asdict(model), recipe=asdict(recipe), **origin)
         artefact = self.store.recall("teacher", key, make)
         if artefact.found:
-            self.report("squeeze", before + recipe.epochs, total, "from the store")
+            self.report(stage, before + recipe.epochs, total, "from the store")
         return artefact
 
     def recover(
