@@ -272,12 +272,15 @@ def encode_update(weights: Mapping[str, Tensor], num_examples: int, loss: float)
     return RecordDict({"arrays": encode_weights(weights), "metrics": metrics})
 
 
-def check_update(content: RecordDict, own: Mapping[str, Tensor]) -> None:
+def check_update(content: RecordDict, own: Mapping[str, Tensor]) -> tuple[int, float]:
     """Check what FedAvg is going to average.
 
     Args:
         content: of a reply.
         own: weights and buffers of the common network, for their names, types and shapes.
+
+    Returns:
+        The samples behind it, and the client's training loss.
 
     Raises:
         WireError: it is not a state of this network, or has no weight in the average.
@@ -285,9 +288,9 @@ def check_update(content: RecordDict, own: Mapping[str, Tensor]) -> None:
     metrics = _metric_record(content, "metrics")
     if set(content) != {"arrays", "metrics"} or set(metrics) != {"num-examples", "train-loss"}:
         raise WireError(f"the update holds {sorted(content)} with {sorted(metrics)}")
-    _float(metrics, "train-loss")
-    if _int(metrics, "num-examples") < 1:
-        raise WireError(f"'num-examples' is {metrics['num-examples']}; expected 1 or more")
+    samples, loss = _int(metrics, "num-examples"), _float(metrics, "train-loss")
+    if samples < 1:
+        raise WireError(f"'num-examples' is {samples}; expected 1 or more")
     if not isinstance(content["arrays"], ArrayRecord):
         raise WireError("'arrays' are no arrays")
     found = decode_weights(content["arrays"])
@@ -302,6 +305,7 @@ def check_update(content: RecordDict, own: Mapping[str, Tensor]) -> None:
             )
         if not bool(tensor.isfinite().all()):
             raise WireError(f"'{name}' holds values that are not finite")
+    return samples, loss
 
 
 def _request(config: Config, spec: DataSpec, partition_id: int) -> RecordDict:
