@@ -115,7 +115,10 @@ def weight_average(
     shares = torch.tensor(samples, dtype=torch.float64) / sum(samples)
     return {
         name: torch.stack(
-            [share * state[name].double().cpu() for share, state in zip(shares, states, strict=True)]
+            [
+                share * state[name].double().cpu()
+                for share, state in zip(shares, states, strict=True)
+            ]
         ).sum(0)
         for name in states[0]
     }
