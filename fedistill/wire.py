@@ -6,6 +6,7 @@ what comes from the network is not to be trusted.
 """
 
 import json
+import math
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -291,6 +292,8 @@ def check_update(content: RecordDict, own: Mapping[str, Tensor]) -> tuple[int, f
     samples, loss = _int(metrics, "num-examples"), _float(metrics, "train-loss")
     if samples < 1:
         raise WireError(f"'num-examples' is {samples}; expected 1 or more")
+    if not math.isfinite(loss):
+        raise WireError(f"'train-loss' is {loss}; expected a finite number")
     if not isinstance(content["arrays"], ArrayRecord):
         raise WireError("'arrays' are no arrays")
     found = decode_weights(content["arrays"])

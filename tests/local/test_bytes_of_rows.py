@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from fakes import tiny_config
 
 from fedistill import data, pipeline, results, runner, tables, wire
@@ -147,4 +146,3 @@ def test_the_page_without_flower_leaves_fedavg_out(base: Run, caplog: pytest.Log
     expected = dict(base.entry(1)["baselines"]["weight_average"])
     del expected["bytes"]
     assert scores["baselines"] == {"weight_average": expected}
-    torch.set_num_threads(1)
