@@ -9,10 +9,13 @@ number without them says little.
     k_center     the same
     hard_label   the distilled images with their hard labels alone
     ensemble     the mean answer of all teachers: no set, N models
+    weight_average  the average of the teachers' weights: one model, from N that share no start
+    fedavg       the average of weights with a common start, after one round and after several:
+                 see `strategies/fedavg.py`
     full_data    the students' network trained on all real data: the upper line
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -95,3 +98,27 @@ def ensemble(answers: Sequence[Tensor], labels: Tensor) -> Score:
     """
     probabilities = torch.stack([logits.softmax(1) for logits in answers])
     return Score([top1(probabilities.mean(0), labels)], [])
+
+
+def weight_average(
+    states: Sequence[Mapping[str, Tensor]], samples: Sequence[int]
+) -> dict[str, Tensor]:
+    """Average weights and buffers, weighted by the samples behind them.
+
+    Args:
+        states: of networks of one kind.
+        samples: that each of them was trained on.
+
+    Returns:
+        The average, float64.
+    """
+    shares = torch.tensor(samples, dtype=torch.float64) / sum(samples)
+    return {
+        name: torch.stack(
+            [
+                share * state[name].double().cpu()
+                for share, state in zip(shares, states, strict=True)
+            ]
+        ).sum(0)
+        for name in states[0]
+    }

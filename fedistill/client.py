@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedistill import registry, store
-from fedistill.config import Config
+from fedistill.config import Config, ModelConfig, TeacherConfig
 from fedistill.cores import set_threads
 from fedistill.distillers.base import Batch, Task
 from fedistill.images import DataSpec, ImageSet
@@ -121,6 +121,38 @@ def kept(
     return Kept(teachers=True, share=all(store.get("share", key) for key in keys))
 
 
+def train_from(
+    config: Config,
+    spec: DataSpec,
+    shard: ImageSet,
+    weights: State,
+    *,
+    partition_id: int,
+    server_round: int,
+    report: Report = lambda stage, done, total, note: None,
+) -> tuple[State, float]:
+    """Do a client's part of a round of FedAvg: train the common network on its shard.
+
+    Args:
+        config: of the experiment.
+        spec: of the data set.
+        shard: the client's real images.
+        weights: of the common network; buffers included.
+        partition_id: of the client.
+        server_round: 1-based; enters the seed.
+        report: called with stage, steps done, steps in all, and a note.
+
+    Returns:
+        The trained weights and buffers, and the mean loss of the last epoch.
+
+    Raises:
+        RuntimeError: the weights are not those of the client's model.
+    """
+    client = _client(config, spec, shard, partition_id, Store.from_environment(), report)
+    trained = client.train_from(weights, server_round)
+    return trained.tensors, _curve(trained)[-1][1]
+
+
 def _client(
     config: Config,
     spec: DataSpec,
@@ -167,37 +199,69 @@ class _Client:
 
     def squeeze(self, number: int) -> Artefact:
         """Train one teacher; the notes hold its loss curve."""
-        recipe = self.config.teacher
         models = self.config.teachers_of(self.partition_id)
-        before, total = number * recipe.epochs, len(models) * recipe.epochs
+        recipe = replace(self.config.teacher, count=1, backbones=())
+        path = self._path(number)
+        return self._train(models[number], recipe, path, part=number, parts=len(models))
+
+    def train_from(self, weights: State, server_round: int) -> Artefact:
+        """Train the weights of a round of FedAvg; the notes hold the loss curve."""
+        rounds, epochs = self.config.fedavg.rounds, self.config.fedavg.epochs
+        assert epochs is not None
+        recipe = replace(self.config.teacher, count=1, backbones=(), epochs=epochs)
+        model = self.config.teacher_model(self.partition_id)
+        path = ("fedavg", self.partition_id, server_round)
+        return self._train(model, recipe, path, weights, part=server_round - 1, parts=rounds)
+
+    def _train(
+        self,
+        model: ModelConfig,
+        recipe: TeacherConfig,
+        path: tuple[str | int, ...],
+        start: State | None = None,
+        *,
+        part: int,
+        parts: int,
+    ) -> Artefact:
+        """Train a network on the shard, which is one of several equal parts of a stage."""
+        stage = str(path[0])
+        before, total = part * recipe.epochs, parts * recipe.epochs
 
         def make() -> Artefact:
             teacher, curve = squeeze(
                 self.shard,
                 self.spec,
-                models[number],
+                model,
                 recipe,
                 seed=self.config.seed,
-                path=self._path(number),
+                path=path,
+                start=start,
                 device=self.device,
                 dtype=self.dtype,
                 report=lambda done, _, loss: self.report(
-                    "squeeze", before + done, total, f"loss {loss:.3f}"
+                    stage, before + done, total, f"loss {loss:.3f}"
                 ),
             )
             state = {name: tensor.cpu() for name, tensor in teacher.state_dict().items()}
             return Artefact(state, {"curve": curve})
 
-        artefact = self.store.recall("teacher", self.teacher_key(number), make)
+        origin = {} if start is None else {"start": store.digest(start)}
+        key = self._training_key(model, recipe, path, **origin)
+        artefact = self.store.recall("teacher", key, make)
         if artefact.found:
-            self.report("squeeze", before + recipe.epochs, total, "from the store")
+            self.report(stage, before + recipe.epochs, total, "from the store")
         return artefact
 
     def teacher_key(self, number: int) -> dict[str, Any]:
         """Return what decides one teacher."""
         models = self.config.teachers_of(self.partition_id)
-        alone = asdict(replace(self.config.teacher, count=1, backbones=()))
-        return self._key(path=self._path(number), model=asdict(models[number]), recipe=alone)
+        recipe = replace(self.config.teacher, count=1, backbones=())
+        return self._training_key(models[number], recipe, self._path(number))
+
+    def _training_key(
+        self, model: ModelConfig, recipe: TeacherConfig, path: tuple[str | int, ...], **more: str
+    ) -> dict[str, Any]:
+        return self._key(path=path, model=asdict(model), recipe=asdict(recipe), **more)
 
     def _path(self, number: int) -> tuple[str | int, ...]:
         return ("squeeze", self.partition_id, *((number,) if number else ()))

@@ -1,4 +1,4 @@
-"""The ClientApp: it describes its shard, and makes its share of the set.
+"""The ClientApp: it describes its shard, makes its share of the set, and takes part in FedAvg.
 
 Squeeze and distil share one message, since in a deployment every message starts a new process.
 A handler answers on every path: one that does not would leave the server waiting, or wedge a
@@ -19,7 +19,7 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
 from fedistill import data, partition, wire
-from fedistill.client import make_share
+from fedistill.client import make_share, train_from
 from fedistill.config import DataConfig, PartitionConfig
 from fedistill.images import DataSpec, ImageSet
 from fedistill.progress import Progress
@@ -80,6 +80,25 @@ def distill(message: Message, context: Context) -> Message:
         )
     share = replace(share, warnings=tuple(dict.fromkeys(warnings)))
     return Message(wire.encode_share(share), reply_to=message)
+
+
+@app.train()
+@_answering
+def train(message: Message, context: Context) -> Message:
+    """Do this client's part of a round of FedAvg: a rival, no part of the method."""
+    request = wire.decode_train_request(message.content)
+    config, client = request.config, request.partition_id
+    shard = _shard(config.data, config.partition, config.seed, client, request.spec)
+    weights, loss = train_from(
+        config,
+        request.spec,
+        shard,
+        request.weights,
+        partition_id=client,
+        server_round=request.server_round,
+        report=Progress(f"client {client}").report,
+    )
+    return Message(wire.encode_update(weights, len(shard), loss), reply_to=message)
 
 
 @contextmanager

@@ -5,11 +5,11 @@ its own values; what a section leaves at None is filled in when the file is read
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from fedistill.rules import above_zero, areas, at_least, below_one, check, part, share
+from fedistill.rules import Rule, above_zero, areas, at_least, below_one, check, part, share
 
 # How pydantic reads a section, and the options of a part: no unknown keys, no nan, no infinity.
 STRICT: Mapping[str, Any] = {"extra": "forbid", "strict": False, "allow_inf_nan": False}
@@ -336,8 +336,27 @@ def _repeats(values: tuple[Any, ...]) -> bool:
     return len(set(values)) < len(values)
 
 
-Baseline = Literal["random", "herding", "k_center", "hard_label", "ensemble", "full_data"]
+Baseline = Literal[
+    "random", "herding", "k_center", "hard_label", "ensemble", "weight_average", "fedavg",
+    "full_data",
+]  # fmt: skip
 _CORESETS = ("random", "herding", "k_center")  # sets of real images, made by distillers so named
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedAvgConfig:
+    """The baseline `fedavg`: how long the clients' `model` is trained by federated averaging.
+
+    `epochs` is what each client trains in one round, with the teachers' recipe otherwise; left
+    out, as many as a teacher, so that the first round is what papers call one-shot FedAvg.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
+    rounds: int = 5
+    epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        check(at_least(self, 1, "rounds", "epochs"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -357,6 +376,7 @@ class Config:
     cotrain: CotrainConfig | None = None
     student: StudentConfig = field(default_factory=StudentConfig)
     baselines: tuple[Baseline, ...] = ()
+    fedavg: FedAvgConfig = field(default_factory=FedAvgConfig)
     federation: FederationConfig = field(default_factory=FederationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     sweep: SweepConfig | None = None
@@ -373,6 +393,8 @@ class Config:
                 len(set(self.baselines)) == len(self.baselines),
                 f"baselines is {list(self.baselines)}; one is twice in it",
             ),
+            _one_network("fedavg", self.baselines, "model", self._own_models),
+            _one_network("weight_average", self.baselines, "the teachers", self.teacher_models),
             (
                 re.fullmatch(r"[\w][\w. -]*", self.name) is not None,
                 f"name is {self.name!r}; accepted: letters, digits, '_', '-', '.' and spaces "
@@ -403,5 +425,20 @@ class Config:
     @property
     def teacher_models(self) -> tuple[ModelConfig, ...]:
         """All networks that teachers have in this config."""
-        own = (self.model,) if isinstance(self.model, ModelConfig) else self.model
-        return self.teacher.backbones or own
+        return self.teacher.backbones or self._own_models
+
+    @property
+    def _own_models(self) -> tuple[ModelConfig, ...]:
+        return (self.model,) if isinstance(self.model, ModelConfig) else self.model
+
+
+def _one_network(
+    name: str, baselines: Sequence[str], where: str, models: Sequence[ModelConfig]
+) -> Rule:
+    """Rule: who averages weights has networks of one kind."""
+    count = len(set(models))
+    return (
+        name not in baselines or count <= 1,
+        f"baselines: {name} averages weights, and {where} names {count} different networks; "
+        f"accepted: one for all clients, or no '{name}'",
+    )

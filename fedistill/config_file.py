@@ -332,7 +332,12 @@ def _fill_in(config: Config) -> Config:
     if (config.relabel.tiles or 1) > 1:  # who asks for tiles wants to see some
         views["tile_share"] = views["tile_share"] or protocols.TILE_SHARE
     relabel = dataclasses.replace(config.relabel, **_missing(config.relabel, views))
-    return dataclasses.replace(config, student=student, relabel=relabel, distill=distill)
+    fedavg = dataclasses.replace(
+        config.fedavg, **_missing(config.fedavg, {"epochs": config.teacher.epochs})
+    )
+    return dataclasses.replace(
+        config, student=student, relabel=relabel, distill=distill, fedavg=fedavg
+    )
 
 
 def _temperature(wanted: float | None, student: StudentConfig) -> float | None:

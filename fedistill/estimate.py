@@ -28,6 +28,7 @@ from fedistill.training import device_for, resolve_precision
 _REAL = 512  # images of a timed squeeze
 _VIEWS = 5
 _STUDENT_EPOCHS = 3
+_WITHOUT_A_SET = {"ensemble", "weight_average", "fedavg", "full_data"}
 _FEDERATION_S = 5.0  # to describe, to test the teachers, to draw and to write
 
 
@@ -55,10 +56,12 @@ class Load:
     Attributes:
         shards: real images of each client whose teachers are not kept yet.
         images: synthetic images that each client whose share is not kept yet makes.
+        real: real images of all clients.
     """
 
     shards: Sequence[int]
     images: Sequence[int]
+    real: int
 
 
 def rates(config: Config, spec: DataSpec) -> Rates:
@@ -133,6 +136,7 @@ def seconds(config: Config, spec: DataSpec, rates: Rates, load: Load) -> float:
     ]
     # No schedule ends before its longest job, and none before all hands have done their part.
     clients = max(max(jobs, default=0.0), sum(jobs) / workers)
+    clients += _averaged(config, load) * rates.squeeze / workers
     labelled, trained = _views(config, spec)
     server = labelled * rates.relabel + trained * rates.student
     return _FEDERATION_S + clients + server / cores
@@ -146,14 +150,22 @@ def passes(config: Config, spec: DataSpec, load: Load) -> int:
     iterations = getattr(planning.distiller_of(config), "iterations", 1)
     labelled, trained = _views(config, spec)
     squeezed = sum(load.shards) * config.teacher.epochs * len(config.teachers_of(0))
-    return squeezed + sum(load.images) * iterations + labelled // 3 + trained
+    return (
+        squeezed + _averaged(config, load) + sum(load.images) * iterations + labelled // 3 + trained
+    )
+
+
+def _averaged(config: Config, load: Load) -> int:
+    """Return how many real images FedAvg trains on, epoch by epoch."""
+    rounds, epochs = config.fedavg.rounds, config.fedavg.epochs or config.teacher.epochs
+    return load.real * rounds * epochs if "fedavg" in config.baselines else 0
 
 
 def _views(config: Config, spec: DataSpec) -> tuple[int, int]:
     """Return how many views the server labels, and how many its students are trained on."""
     student, images = config.student, sum(config.distill.ipc) * spec.num_classes
     sets = 1 + sum(student.seeds if name == "random" else 1 for name in config.coresets)
-    rows = len(student.models) + len({*config.baselines} - {"ensemble", "full_data"})
+    rows = len(student.models) + len({*config.baselines} - _WITHOUT_A_SET)
     labelled = images * sets * (config.relabel.views or 0)
     return labelled, images * rows * student.seeds * (student.epochs or 0)
 

@@ -18,12 +18,13 @@ from fedistill.models import build
 from fedistill.planning import distiller_of
 from fedistill.ranking import Ranking
 from fedistill.relabel import view_options
+from fedistill.rows import names
 from fedistill.sets import SyntheticSet
 from fedistill.slots import Plan
 from fedistill.store import Artefact, Store
 from fedistill.student import Curve, Score
 from fedistill.teacher import Committee, squeeze
-from fedistill.training import accuracy, logits_of, side_by_side
+from fedistill.training import accuracy, load_weights, logits_of, side_by_side
 
 Report = Callable[[int, int], None]
 Refine = Callable[[SyntheticSet, RelabelConfig], SyntheticSet]
@@ -52,18 +53,26 @@ class Scores:
         students: by name of the model.
         baselines: by name; those that train students train the first student model.
         ranking: DD-Ranking's scores, where they are asked for.
+        traffic: bytes of messages, up and down, that the set took, where there were messages.
+        notes: what else there is to say of a baseline, such as its bytes, by name.
     """
 
     students: Mapping[str, Score]
     baselines: Mapping[str, Score] = field(default_factory=dict)
     ranking: Ranking | None = None
+    traffic: Mapping[str, int] = field(default_factory=dict)
+    notes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return what result.json holds."""
         ranking = {} if self.ranking is None else {"ranking": self.ranking.as_dict()}
         return {
             "students": {name: score.as_dict() for name, score in self.students.items()},
-            "baselines": {name: score.as_dict() for name, score in self.baselines.items()},
+            "baselines": {
+                name: {**score.as_dict(), **self.notes.get(name, {})}
+                for name, score in self.baselines.items()
+            },
+            **({"traffic": dict(self.traffic)} if self.traffic else {}),
             **ranking,
         }
 
@@ -149,6 +158,23 @@ class Evaluator:
         data = store.digest({"images": train.images, "labels": train.labels})
         key = {"data": data, "model": asdict(model), "recipe": asdict(recipe)}
         return self._trained(make, model, number, key, report)
+
+    def weight_average(self, shards: Sequence[Tensor], teachers: Mapping[int, nn.Module]) -> Score:
+        """Test the average of the teachers' weights, each weighted by its client's samples.
+
+        Args:
+            shards: indices of each partition id's samples.
+            teachers: of the clients that took part, by partition id, all of one network.
+        """
+        members = [
+            (member, len(shards[client]))
+            for client, net in teachers.items()
+            for member in (net.members if isinstance(net, Committee) else [net])
+        ]
+        states, samples = [net.state_dict() for net, _ in members], [n for _, n in members]
+        model = build(self.config.teacher_models[0], self.spec, self.config.seed, "restore")
+        load_weights(model, baselines.weight_average(states, samples))
+        return Score([accuracy(model.to(self.device), self.test, self.spec, self.dtype)], [])
 
     def _trained(
         self,
@@ -242,10 +268,12 @@ def score_all(
     answers: Sequence[Tensor],
     refine: Refine,
     report: Report = lambda done, total: None,
+    beside: Mapping[str, Score] | None = None,
 ) -> Iterator[tuple[int, Scores]]:
     """Score the set of each IPC, with the rows beside it that the config asks for.
 
-    What is the same for every set, the ensemble and the training on all data, is done once.
+    What is the same for every set, such as the ensemble and the training on all data, is done
+    once.
 
     Args:
         evaluator: trains and tests.
@@ -256,6 +284,7 @@ def score_all(
         answers: of these teachers to the test split, for the baseline `ensemble`.
         refine: labels a set with such views as a config says, as the distilled ones were labelled.
         report: called with epochs done and epochs in all of one set.
+        beside: rows of every set that were had in another way, by name.
     """
     config = evaluator.config
     first, *_ = config.student.networks
@@ -263,9 +292,11 @@ def score_all(
     if config.student.ranking:
         wanted |= {field.name for field in fields(Ranking)}
     tasks = _tasks(evaluator, train, shards, teachers) if config.coresets else []
-    once = {}
+    once = dict(beside or {})
     if "ensemble" in wanted:
         once["ensemble"] = baselines.ensemble(answers, evaluator.test.labels)
+    if "weight_average" in wanted:
+        once["weight_average"] = evaluator.weight_average(shards, teachers)
     for ipc, synthetic in sets.items():
         rows: dict[tuple[str, str], Row] = {}
         if "full_data" in wanted - once.keys():
@@ -280,7 +311,7 @@ def score_all(
         if "full_data" in others:
             once["full_data"] = others["full_data"]
         others |= once
-        chosen: dict[str, Score] = {n: others[n] for n in config.baselines if n in others}
+        chosen: dict[str, Score] = {n: others[n] for n in names(config) if n in others}
         yield ipc, Scores(students, chosen, _ranking(config, students, others))
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedistill.embedding import Embedding
 from fedistill.images import DataSpec
+from fedistill.rows import short
 from fedistill.sets import SyntheticSet
 from fedistill.shares import Curve
 from fedistill.student import Score
@@ -79,7 +80,7 @@ def score_bars(
     from matplotlib.figure import Figure
 
     rows = [(f"student {name}", score, _BLUE) for name, score in students.items()]
-    rows += [(name.replace("_", " "), score, _ORANGE) for name, score in baselines.items()]
+    rows += [(short(name), score, _ORANGE) for name, score in baselines.items()]
     rows += [("teachers (mean of clients)", Score(list(teacher_top1), []), _GREY)]
     figure = Figure(figsize=(6.4, 0.42 * len(rows) + 1.1), layout="constrained")
     axes = figure.subplots()

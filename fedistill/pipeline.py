@@ -6,9 +6,10 @@
 The apps in `client_app.py` and `strategies/` call the same functions with messages in between;
 the sets have the same SHA-256. It needs torch alone, so it also runs where Flower is not
 installed: `python -m fedistill.pipeline CONFIG` (pyyaml and pydantic to read the file;
-scikit-learn for the methods that cluster).
+scikit-learn for the methods that cluster). The row `fedavg` is Flower's own, and left out.
 """
 
+import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from fedistill.sets import SyntheticSet
 from fedistill.shares import integrate
 from fedistill.store import Store
 from fedistill.training import device_for, resolve_precision
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ def run(config: Config) -> dict[int, Outcome]:
     loaded = data.load(config.data, config.seed)
     spec = loaded.spec
     planning.check(config, spec)
+    if "fedavg" in config.baselines:
+        _log.warning("the row 'fedavg' is left out: it is Flower's; `fedistill run` has it")
     parts = partition.split(loaded.train.labels, spec.num_classes, config.partition, config.seed)
 
     histograms = dict(enumerate(parts.histograms(loaded.train.labels, spec.num_classes)))

@@ -43,7 +43,8 @@ def check(config: Config, spec: DataSpec) -> None:
             part.check(model, model_config, spec)
         for term in terms:
             term.check(model, spec)
-    for model_config in config.student.networks:
+    averaged = [config.teacher_model(0)] if "fedavg" in config.baselines else []
+    for model_config in (*averaged, *config.student.networks):
         build(model_config, spec, config.seed, "check")
     mosaic.require_tiles(config.relabel.tiles or 1, spec.size, "relabel.tiles")
     _check_sizes(config, distiller, spec)

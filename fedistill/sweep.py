@@ -130,7 +130,7 @@ def plan(grid: Grid, output: Path, store: Store) -> list[Plan]:
     for federation in grid.federations:
         config, status = federation.config, done.get(federation.folder, "todo")
         if status == "done":
-            nothing = Load(shards=[], images=[])
+            nothing = Load(shards=[], images=[], real=0)
             everyone = config.partition.clients
             found.append(
                 Plan(
@@ -169,6 +169,7 @@ def _plan(federation: Federation, status: str, loaded: data.Data, store: Store) 
     load = Load(
         shards=[0 if it.teachers else sum(histograms[n]) for n, it in enumerate(kept)],
         images=[0 if it.share else sum(asked[n]) for n, it in enumerate(kept)],
+        real=len(labels),
     )
     return Plan(
         federation=federation,

@@ -7,33 +7,27 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fedistill import comparison, display, mlflow_views, tracking
+from fedistill import comparison, display, mlflow_views, rows, tracking
 from fedistill.sets import SyntheticSet
 from fedistill.student import Score
 from fedistill.sweep import Plan
 
 FLOWER_START_S = 25  # of a simulation, on two cores
-_BASELINES = {
-    "random": "random real images, same labels",
-    "herding": "real images by herding, same labels",
-    "k_center": "real images by k-center, same labels",
-    "hard_label": "same images, hard labels",
-    "ensemble": "teacher ensemble (no set)",
-    "full_data": "all real data",
-}
 
 
 def print_result(result: Mapping[str, Any], folder: Path) -> None:
     """Print the scores of a run, its costs, and where everything is."""
     console = Console()
     table = Table(title=f"{result['name']}: {result['clients']} clients", title_justify="left")
-    for name in ("IPC", "trained on", "model", "top-1 %", "std", "seeds"):
+    for name in ("IPC", "trained on", "model", "top-1 %", "std", "seeds", "MB up"):
         table.add_column(name, justify="left" if name in ("trained on", "model") else "right")
     for ipc, found in result["sets"].items():
         for model, score in found["students"].items():
-            table.add_row(ipc, "[bold]distilled set[/bold]", model, *_numbers(score), style="bold")
+            what, sent = "[bold]distilled set[/bold]", _mbytes(found.get("traffic"))
+            table.add_row(ipc, what, model, *_numbers(score), sent, style="bold")
         for name, score in found["baselines"].items():
-            table.add_row(ipc, _BASELINES.get(name, name), "", *_numbers(score))
+            sent = _mbytes(score.get("bytes"))
+            table.add_row(ipc, rows.title(name), "", *_numbers(score), sent)
     teachers = [value for value in result["teachers"]["top1"] if value is not None]
     table.add_row(
         "", "a client's own data (teachers)", "", *_numbers(Score(teachers, []).as_dict())
@@ -91,8 +85,8 @@ def print_scores(scores: Mapping[str, Score], folder: Path) -> None:
 def print_sweep(state: Mapping[str, Any], folder: Path) -> None:
     """Print accuracy over the number of clients, one column for each line of a sweep."""
     console = Console()
-    rows = comparison.rows(folder)
-    curves = comparison.curves(rows)
+    found = comparison.rows(folder)
+    curves = comparison.curves(found)
     labels = comparison.labels(comparison.lines(state))
     table = Table(title=f"{state['name']}: top-1 % over clients", title_justify="left")
     table.add_column("clients", justify="right")
@@ -101,7 +95,9 @@ def print_sweep(state: Mapping[str, Any], folder: Path) -> None:
     table.add_column("teachers", justify="right")
     for clients in state["axes"]["clients"]:
         points = [curve.get(clients) for curve in curves.values()]
-        teachers = [it.teachers for it in rows if it.clients == clients and it.teachers is not None]
+        teachers = [
+            it.teachers for it in found if it.clients == clients and it.teachers is not None
+        ]
         table.add_row(
             str(clients),
             *[f"{it.mean:.2f} ± {it.std:.2f}" if it else "" for it in points],
@@ -201,6 +197,10 @@ def print_bench(measured: Mapping[str, Any]) -> None:
 def _numbers(score: Mapping[str, Any]) -> tuple[str, str, str]:
     std = f"{score['top1_std']:.2f}" if score["n"] > 1 else "-"
     return f"{score['top1_mean']:.2f}", std, str(score["n"])
+
+
+def _mbytes(sent: Mapping[str, int] | None) -> str:
+    return f"{sent['up'] / 1e6:.3g}" if sent else ""
 
 
 def _size(count: float) -> str:

@@ -5,7 +5,7 @@ data set allows it, mirroring. Label smoothing is off: it flattens what students
 (Mueller et al. 2019). The shard stays on the device as one uint8 tensor.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,13 @@ from fedistill.crops import ViewOptions
 from fedistill.images import DataSpec, ImageSet
 from fedistill.models import build
 from fedistill.seeding import generator
-from fedistill.training import autocast, seeded, set_learning_rate, warmup_then_decay
+from fedistill.training import (
+    autocast,
+    load_weights,
+    seeded,
+    set_learning_rate,
+    warmup_then_decay,
+)
 
 Report = Callable[[int, int, float], None]
 
@@ -38,6 +44,7 @@ def squeeze(
     *,
     seed: int,
     path: tuple[str | int, ...] = ("squeeze",),
+    start: Mapping[str, Tensor] | None = None,
     device: torch.device,
     dtype: torch.dtype,
     report: Report = lambda done, total, loss: None,
@@ -51,14 +58,20 @@ def squeeze(
         config: the recipe.
         seed: with `path`, decides weights, order and augmentation.
         path: stage and ids.
+        start: weights and buffers to train on from; None: fresh ones.
         device: where to train.
         dtype: of the convolutions.
         report: called after each epoch with epochs done, epochs in all, and the mean loss.
 
     Returns:
         The teacher in eval mode, without gradients, and its loss curve (epoch, mean loss).
+
+    Raises:
+        RuntimeError: `start` is not of this network.
     """
     model = build(model_config, spec, seed, *path, "weights").to(device)
+    if start is not None:
+        load_weights(model, start)
     stream = generator(seed, *path, "batches")
     options = augmentation(config, spec)
     images, labels = shard.images.to(device), shard.labels.to(device)

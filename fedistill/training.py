@@ -1,7 +1,7 @@
 """What every network is trained and tested with: precision, learning-rate curves, accuracy."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
@@ -115,6 +115,24 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Set the learning rate of all parameter groups."""
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+@torch.no_grad()
+def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give a network the weights and buffers of a state, which may be an average of several.
+
+    Integers, such as the number of batches that a BatchNorm has seen, are rounded: a plain load
+    would cut 2.9999 down to 2.
+
+    Raises:
+        RuntimeError: the state is not one of this network.
+    """
+    own = model.state_dict()
+    whole = {name for name, tensor in own.items() if not tensor.is_floating_point()}
+    model.load_state_dict(
+        {name: tensor.round() if name in whole and tensor.is_floating_point() else tensor
+         for name, tensor in state.items()}
+    )  # fmt: skip
 
 
 @torch.no_grad()

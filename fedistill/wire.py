@@ -6,6 +6,7 @@ what comes from the network is not to be trusted.
 """
 
 import json
+import math
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from fedistill.shares import Share
 
 DESCRIBE = "query.describe"
 DISTILL = "train.distill"
+TRAIN = "train"  # a round of FedAvg, by Flower's own strategy: it names its messages so
 _STAGES = ("squeeze", "recover")  # of a client
 _STEPS, _VALUES = "-curve-steps", "-curve-values"  # what the two lists of a curve end with
 _OTHER = "other:"  # what the names of a method's own curves begin with
@@ -62,6 +64,17 @@ class DistillRequest:
     attempt: int = 0
     made: tuple[int, ...] = ()
     teachers: tuple[Mapping[str, Tensor], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRequest:
+    """What FedAvg asks of a client: to train these weights on its shard."""
+
+    config: Config
+    spec: DataSpec
+    partition_id: int
+    server_round: int
+    weights: Mapping[str, Tensor]
 
 
 def size(content: RecordDict) -> int:
@@ -210,6 +223,92 @@ def decode_share(content: RecordDict, request: DistillRequest) -> Share:
         from_store=tuple(stage for stage in _STAGES if f"from-store-{stage}" in metrics),
         warnings=_warnings(_config_record(content, "notes")),
     )
+
+
+def encode_weights(weights: Mapping[str, Tensor]) -> ArrayRecord:
+    """Turn weights and buffers into the record that Flower's strategies average."""
+    return ArrayRecord({name: Array(tensor.cpu().numpy()) for name, tensor in weights.items()})
+
+
+def decode_weights(arrays: ArrayRecord) -> dict[str, Tensor]:
+    """Read what `encode_weights` wrote."""
+    return {name: _tensor(name, array) for name, array in arrays.items()}
+
+
+def encode_train_request(
+    config: Config, spec: DataSpec, partition_id: int, content: RecordDict
+) -> RecordDict:
+    """Add to what FedAvg sends to everyone what this client must know.
+
+    Args:
+        config: of the experiment.
+        spec: of the data set.
+        partition_id: of the client.
+        content: of FedAvg's message: `arrays` with the weights, `config` with the round.
+    """
+    return RecordDict({**_request(config, spec, partition_id), **content})
+
+
+def decode_train_request(content: RecordDict) -> TrainRequest:
+    """Read what `encode_train_request` wrote.
+
+    Raises:
+        WireError: it does not follow the contract.
+    """
+    config, spec, partition_id = _read_request(content)
+    if "arrays" not in content.array_records:
+        raise WireError("the request holds no weights")
+    return TrainRequest(
+        config=config,
+        spec=spec,
+        partition_id=partition_id,
+        server_round=_int(_config_record(content, "config"), "server-round"),
+        weights=decode_weights(content.array_records["arrays"]),
+    )
+
+
+def encode_update(weights: Mapping[str, Tensor], num_examples: int, loss: float) -> RecordDict:
+    """Answer `train` as FedAvg expects it: one record of arrays, one of metrics."""
+    metrics = MetricRecord({"num-examples": num_examples, "train-loss": loss})
+    return RecordDict({"arrays": encode_weights(weights), "metrics": metrics})
+
+
+def check_update(content: RecordDict, own: Mapping[str, Tensor]) -> tuple[int, float]:
+    """Check what FedAvg is going to average.
+
+    Args:
+        content: of a reply.
+        own: weights and buffers of the common network, for their names, types and shapes.
+
+    Returns:
+        The samples behind it, and the client's training loss.
+
+    Raises:
+        WireError: it is not a state of this network, or has no weight in the average.
+    """
+    metrics = _metric_record(content, "metrics")
+    if set(content) != {"arrays", "metrics"} or set(metrics) != {"num-examples", "train-loss"}:
+        raise WireError(f"the update holds {sorted(content)} with {sorted(metrics)}")
+    samples, loss = _int(metrics, "num-examples"), _float(metrics, "train-loss")
+    if samples < 1:
+        raise WireError(f"'num-examples' is {samples}; expected 1 or more")
+    if not math.isfinite(loss):
+        raise WireError(f"'train-loss' is {loss}; expected a finite number")
+    if not isinstance(content["arrays"], ArrayRecord):
+        raise WireError("'arrays' are no arrays")
+    found = decode_weights(content["arrays"])
+    if found.keys() != own.keys():
+        odd = sorted(found.keys() ^ own.keys())
+        raise WireError(f"the weights are of another network: {odd[:3]} on one side alone")
+    for name, tensor in found.items():
+        if (tensor.dtype, tensor.shape) != (own[name].dtype, own[name].shape):
+            raise WireError(
+                f"'{name}' is {tensor.dtype} {tuple(tensor.shape)}; expected "
+                f"{own[name].dtype} {tuple(own[name].shape)}"
+            )
+        if not bool(tensor.isfinite().all()):
+            raise WireError(f"'{name}' holds values that are not finite")
+    return samples, loss
 
 
 def _request(config: Config, spec: DataSpec, partition_id: int) -> RecordDict:

@@ -35,9 +35,17 @@ class Traffic:
         stages = way.setdefault(client, {})
         stages[stage] = stages.get(stage, 0) + size
 
-    def total(self, way: Mapping[int, Mapping[str, int]]) -> int:
-        """Sum over clients and stages."""
-        return sum(sum(stages.values()) for stages in way.values())
+    def sums(self, *stages: str) -> dict[str, int]:
+        """Return the bytes up and down over all clients, of some message types, or of all."""
+        return {
+            name: sum(
+                size
+                for sizes in way.values()
+                for stage, size in sizes.items()
+                if not stages or stage in stages
+            )
+            for name, way in (("up", self.up), ("down", self.down))
+        }
 
 
 class Exchange:

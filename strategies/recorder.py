@@ -154,6 +154,8 @@ class Recorder:
             for name, score in rows.items():
                 prefix = f"{kind}/{name}"
                 values = {f"{prefix}/top1_mean": score.mean, f"{prefix}/top1_std": score.std}
+                if kind == "baseline" and "bytes" in scores.notes.get(name, {}):
+                    values[f"{prefix}/mbytes_up"] = scores.notes[name]["bytes"]["up"] / 1e6
                 self.journal.metrics(values, run=run)
                 self.journal.curve(f"{prefix}/top1_seed", list(enumerate(score.top1)), run)
                 for seed, curve in enumerate(score.curves):
@@ -163,6 +165,8 @@ class Recorder:
             rows = found.pop("rows")
             found |= {f"{name}/top1_mean": row["top1_mean"] for name, row in rows.items()}
             self.journal.metrics({f"ranking/{name}": v for name, v in found.items()}, run=run)
+        if scores.traffic:
+            self.journal.metrics({"mbytes_up": scores.traffic["up"] / 1e6}, run=run)
         first = next(iter(scores.students.values()))
         number = self.config.partition.clients
         self.journal.metrics({"acc_mean": first.mean, "acc_std": first.std}, run=run)
@@ -214,7 +218,7 @@ class Recorder:
     ) -> None:
         """Write result.json and the metrics that sum the run up."""
         traffic = strategy.exchange.traffic
-        total = {"up": traffic.total(traffic.up), "down": traffic.total(traffic.down)}
+        total = traffic.sums()
         everyone = range(self.config.partition.clients)
         top1 = [round(teacher_top1[n], 3) if n in teacher_top1 else None for n in everyone]
         mean = round(sum(teacher_top1.values()) / len(teacher_top1), 3)

@@ -4,9 +4,11 @@ import json
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from logging import WARNING
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.common import log
@@ -22,6 +24,7 @@ from fedistill.store import Store
 from fedistill.sweep_record import SweepRecord
 from fedistill.tracking import Journal, MlflowSink
 from fedistill.training import device_for, resolve_precision
+from strategies import fedavg, row_bytes
 from strategies.base import FedDistill
 from strategies.distributed_boosting import DistributedBoosting
 from strategies.integrate import Integrate
@@ -147,20 +150,22 @@ class Experiment:
         self.scores: dict[int, Scores] = {}
         self.teacher_top1: dict[int, float] = {}
         self.evaluate_seconds = 0.0
+        self.fedavg_seconds = 0.0
 
     def run(self, grid: Grid) -> None:
         """Run the federation, evaluate, and write everything down."""
         self.record.partition(self.partition)
         self.strategy.summary()
-        self.strategy.start(grid, evaluate_fn=self.evaluate)
+        self.strategy.start(grid, evaluate_fn=partial(self.evaluate, grid))
         self.record.result(self.strategy, self.scores, self.teacher_top1, self._seconds())
         self.progress.report("done", 1, 1, "")
 
-    def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
+    def evaluate(self, grid: Grid, server_round: int, arrays: ArrayRecord) -> MetricRecord:
         """Save the sets, score them and the teachers: Flower's central evaluation."""
-        started = time.perf_counter()
-        self.record.sets(self.strategy)
         strategy = self.strategy
+        self.record.sets(strategy)
+        rival = self._fedavg(grid)
+        started = time.perf_counter()
         nets = list(strategy.teachers.values())
         answers = self.evaluator.answers(nets)
         top1 = [training.top1(logits, self.data.test.labels) for logits in answers]
@@ -176,13 +181,41 @@ class Experiment:
             answers,
             strategy.refine,
             lambda done, total: self.progress.report("evaluate", done, total, ""),
+            rival.scores,
         ):
+            scores = replace(
+                scores,
+                traffic=row_bytes.of_set(strategy, ipc),
+                notes={name: self._notes(ipc, name, rival) for name in scores.baselines},
+            )
             self.scores[ipc] = scores
             self.record.scores(ipc, strategy.sets[ipc], scores, top1)
             for name, score in scores.students.items():
                 metrics[f"ipc-{ipc}/{name}/top1-mean"] = score.mean
         self.evaluate_seconds = time.perf_counter() - started
         return MetricRecord(metrics)
+
+    def _fedavg(self, grid: Grid) -> fedavg.Found:
+        """Let the clients that took part play the rival, if it is asked for."""
+        if "fedavg" not in self.config.baselines:
+            return fedavg.Found()
+        started = time.perf_counter()
+        nodes = {
+            client: node
+            for client, node in self.strategy.exchange.nodes.items()
+            if client not in self.strategy.failures
+        }
+        found = fedavg.run(grid, nodes, self.evaluator, self.progress.report)
+        self.record.journal.curve("fedavg/top1", found.top1)
+        self.fedavg_seconds = time.perf_counter() - started
+        return found
+
+    def _notes(self, ipc: int, name: str, rival: fedavg.Found) -> dict[str, Any]:
+        """Return what result.json says of a row beside its scores."""
+        if name in rival.notes:
+            return rival.notes[name]
+        data, parts = self.data.train, self.partition.indices
+        return {"bytes": row_bytes.of_row(self.strategy, ipc, name, data, parts)}
 
     def _seconds(self) -> dict[str, float]:
         """Client stages are summed over the clients; the others are wall time.
@@ -196,5 +229,6 @@ class Experiment:
             "relabel": self.strategy.seconds["relabel"],
             "cotrain": self.strategy.seconds["cotrain"],
             "evaluate": self.evaluate_seconds,
+            **({"fedavg": self.fedavg_seconds} if self.fedavg_seconds else {}),
             "total": time.time() - self.started_at,
         }

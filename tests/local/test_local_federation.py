@@ -78,9 +78,10 @@ def test_scores_are_given_for_every_student_and_baseline(base: Run):
     for entry in base.result["sets"].values():
         assert entry["students"].keys() == {"convnet"}
         assert entry["baselines"].keys() == {"random", "hard_label", "ensemble", "full_data"}
+        assert all(row["bytes"].keys() == {"up", "down"} for row in entry["baselines"].values())
         rows = [*entry["students"].values(), *entry["baselines"].values()]
         for row in rows:
-            assert row.keys() == {"top1", "top1_mean", "top1_std", "n"}
+            assert row.keys() - {"bytes"} == {"top1", "top1_mean", "top1_std", "n"}
             assert row["n"] == len(row["top1"])
             assert all(0 <= value <= 100 for value in row["top1"])
         assert entry["students"]["convnet"]["n"] == 2

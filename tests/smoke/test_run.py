@@ -21,7 +21,8 @@ teacher: {epochs: 3, batch_size: 32}
 distill: {ipc: [1, 4], iterations: 20, class_bn_weight: 1.0}
 relabel: {views: 10}
 student: {epochs: 10, seeds: 2}
-baselines: [random, hard_label, ensemble, full_data]
+baselines: [random, hard_label, ensemble, full_data, fedavg]
+fedavg: {rounds: 2, epochs: 1}
 """
 
 
@@ -61,6 +62,9 @@ def test_a_simulation_ends_with_the_same_sets_as_a_local_run(folder: Path) -> No
     # Accuracy too: students draw from seeds alone.
     assert simulated["sets"]["4"]["students"] == local["sets"]["4"]["students"]
     assert simulated["teachers"] == local["teachers"]
+    for name in ("fedavg_1", "fedavg_2"):
+        row = simulated["sets"]["4"]["baselines"][name]
+        assert row["top1"] == local["sets"]["4"]["baselines"][name]["top1"]
     assert simulated["absent_clients"] == []
     assert simulated["bytes"]["up"] == local["bytes"]["up"] > 0
     _check_mlflow(simulated, folder)

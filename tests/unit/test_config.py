@@ -52,6 +52,39 @@ def test_the_experiments_are_valid(path: Path):
     assert load(path).distill.ipc
 
 
+def test_a_round_of_fedavg_is_as_long_as_a_teachers_training_unless_the_user_says():
+    assert loads("teacher: {epochs: 7}").fedavg.epochs == 7
+    assert loads("teacher: {epochs: 7}\nfedavg: {epochs: 2}").fedavg.epochs == 2
+
+
+MIXED = "[{name: convnet, width: 4}, {name: convnet, width: 8}]"
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        (f"model: {MIXED}\nbaselines: fedavg", "fedavg averages weights, and model names 2"),
+        (f"model: {MIXED}\nbaselines: weight_average", "the teachers names 2"),
+        (f"teacher: {{backbones: {MIXED}}}\nbaselines: weight_average", "the teachers names 2"),
+    ],
+)
+def test_weights_of_unlike_networks_are_not_averaged(text: str, where: str):
+    assert where in refusal(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"model: {MIXED}\nbaselines: ensemble",
+        f"teacher: {{backbones: {MIXED}}}\nbaselines: fedavg",  # it trains `model`
+        "model: [{width: 4}, {width: 4}]\nbaselines: [fedavg, weight_average]",
+        "teacher: {count: 3}\nbaselines: weight_average",
+    ],
+)
+def test_weights_of_like_networks_may_be_averaged(text: str):
+    assert loads(text).baselines
+
+
 def test_a_value_of_the_user_beats_the_protocol():
     config = loads(
         "student: {protocol: edc, epochs: 7, ema: 0}\nrelabel: {scale: [1, 1], shift: 2}"
@@ -126,6 +159,7 @@ def test_a_bad_override_is_refused(override: str, text: str):
         ("relabel: {view: 3}", "relabel.view", "views"),
         ("student: {epcohs: 3}", "student.epcohs", "epochs"),
         ("student: {models: [{nam: convnet}]}", "student.models.0.nam", "name"),
+        ("fedavg: {round: 3}", "fedavg.round", "rounds"),
         ("federation: {deadline: 3}", "federation.deadline", "deadline_s"),
         ("tracking: {enable: true}", "tracking.enable", "enabled"),
         (
@@ -206,6 +240,8 @@ def test_all_errors_come_at_once():
         ("student", "ce_weight", -1),
         ("student", "temperature", 0),
         ("student", "ema", 1),
+        ("fedavg", "rounds", 0),
+        ("fedavg", "epochs", 0),
         ("federation", "min_clients", 0),
         ("federation", "deadline_s", 0),
         ("federation", "gpus_per_client", -1),

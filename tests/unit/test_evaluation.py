@@ -22,8 +22,9 @@ from fedistill.images import ImageSet
 from fedistill.relabel import relabel, view_options
 from fedistill.sets import SyntheticSet
 from fedistill.store import Store
+from fedistill.student import Score
 from fedistill.teacher import Committee
-from fedistill.training import accuracy
+from fedistill.training import accuracy, load_weights
 
 SPEC = tiny_spec()
 TRAIN = tiny_images(8)  # 24 images, class by class in turn
@@ -317,3 +318,56 @@ def test_how_many_students_there_are_decides_nothing_about_one(tmp_path: Path):
         judge = replace(evaluator(settings), store=Store(tmp_path))
         judge.score(judge.students(tiny_set(2)))
         assert len(list(tmp_path.iterdir())) == count
+
+
+def test_the_average_of_weights_is_weighted_by_samples():
+    states = [{"a": torch.tensor([1.0, 2.0]), "n": torch.tensor(3)},
+              {"a": torch.tensor([5.0, -2.0]), "n": torch.tensor(7)}]  # fmt: skip
+    found = baselines.weight_average(states, [1, 3])
+    assert found["a"].tolist() == [4.0, -1.0]
+    assert found["n"].item() == 6.0
+
+
+def test_the_average_of_the_teachers_is_tested_once(seen: Seen):
+    one, two = scored(config("weight_average", "ensemble"), 1, 2).values()
+    assert list(one.baselines) == ["weight_average", "ensemble"]
+    assert one.baselines["weight_average"] is two.baselines["weight_average"]
+    states = [net.state_dict() for net in TEACHERS.values()]
+    network = tiny_teacher()
+    load_weights(network, baselines.weight_average(states, [9, 15]))
+    expected = accuracy(network, TEST, SPEC, torch.float32)
+    assert one.baselines["weight_average"].top1 == [expected]
+
+
+def test_several_teachers_of_a_client_all_enter_the_average(
+    monkeypatch: pytest.MonkeyPatch, seen: Seen
+):
+    monkeypatch.setitem(TEACHERS, 1, Committee([TEACHERS[0], TEACHERS[0]]))
+    found = scored(config("weight_average"))[2].baselines["weight_average"]
+    assert found.top1 == [accuracy(tiny_teacher(0), TEST, SPEC, torch.float32)]
+
+
+def test_rows_had_elsewhere_stand_where_the_config_names_them():
+    settings = config("hard_label", "fedavg", "ensemble")
+    synthetic = refined(tiny_set(2), settings.relabel)
+    judge = evaluator(settings)
+    given = {"fedavg_1": Score([10.0], []), "fedavg_5": Score([50.0], [])}
+    answers = judge.answers(list(TEACHERS.values()))
+    found = evaluation.score_all(
+        judge, {2: synthetic}, TRAIN, SHARDS, TEACHERS, answers, refined, beside=given
+    )
+    rows = dict(found)[2].baselines
+    assert list(rows) == ["hard_label", "fedavg_1", "fedavg_5", "ensemble"]
+    assert rows["fedavg_5"] is given["fedavg_5"]
+
+
+def test_traffic_and_notes_stand_beside_the_scores():
+    score = Score([50.0], [])
+    scores = Scores({"convnet": score}, {"random": score, "ensemble": score})
+    assert scores.as_dict()["baselines"]["random"] == score.as_dict()
+    assert "traffic" not in scores.as_dict()
+    sent = {"up": 2, "down": 1}
+    noted = replace(scores, traffic=sent, notes={"random": {"bytes": sent}}).as_dict()
+    assert noted["traffic"] == sent
+    assert noted["baselines"]["random"] == {**score.as_dict(), "bytes": sent}
+    assert noted["baselines"]["ensemble"] == score.as_dict()

@@ -56,6 +56,7 @@ FLOORS = [
         "fedistill.models.wide_resnet",
         "fedistill.models.layers",
         "fedistill.partition",
+        "fedistill.rows",
         "fedistill.sets",
         "fedistill.training",
     ],

@@ -50,6 +50,14 @@ def test_what_fits_is_let_through(pairs: Config):
     assert isinstance(planning.distiller_of(pairs), Pairs)
 
 
+def test_the_network_of_fedavg_must_exist_although_no_teacher_has_it():
+    sections: dict[str, Any] = {"model": {"name": "resnet19", "depth": None, "width": None},
+                                "teacher": {"backbones": ["convnet"]}}  # fmt: skip
+    planning.check(tiny_config(**sections), SPEC)
+    with pytest.raises(ModelError, match="resnet19"):
+        planning.check(tiny_config(**sections, baselines=["fedavg"]), SPEC)
+
+
 def test_terms_for_a_method_without_an_optimisation_are_refused(pairs: Config):
     with_term = tiny_config(
         distill={"regularizers": [{"name": "total_variation", "weight": 1.0}]}

@@ -45,6 +45,29 @@ def test_the_seed_and_the_path_decide_the_teacher():
     assert not torch.equal(weights(trained(shard, path=("squeeze", 1))[0]), first)
 
 
+def test_training_goes_on_from_given_weights():
+    shard = tiny_images(4)
+    first, _ = trained(shard)
+    on, _ = trained(shard, path=("fedavg", 0, 1), start=first.state_dict())
+    fresh, _ = trained(shard, path=("fedavg", 0, 1))
+    again, _ = trained(shard, path=("fedavg", 0, 1), start=first.state_dict())
+    assert torch.equal(weights(on), weights(again))
+    assert not torch.equal(weights(on), weights(fresh))
+    counters = [net.state_dict()["features.1.num_batches_tracked"] for net in (first, on)]
+    assert counters[1] == 2 * counters[0] > 0
+    with pytest.raises(RuntimeError, match="Missing key"):
+        trained(shard, start={})
+
+
+def test_hardly_any_learning_leaves_the_given_weights_as_they_are():
+    shard = tiny_images(4)
+    first, _ = trained(shard)
+    timid = dataclasses.replace(QUICK, lr=1e-12, weight_decay=0.0)
+    on, _ = trained(shard, timid, start=first.state_dict())
+    for (name, old), new in zip(first.named_parameters(), on.parameters(), strict=True):
+        assert torch.allclose(old, new, atol=1e-9), name
+
+
 def test_the_teacher_is_frozen_and_in_eval_mode():
     model, _ = trained(tiny_images(2))
     assert not any(parameter.requires_grad for parameter in model.parameters())

@@ -5,11 +5,29 @@ from itertools import pairwise
 from typing import get_args
 
 import pytest
+import torch
+from torch import nn
 
 from fedistill.config import Schedule
-from fedistill.training import learning_rate_factor, warmup_then_decay
+from fedistill.training import learning_rate_factor, load_weights, warmup_then_decay
 
 EPOCHS = 60
+
+
+def test_an_average_is_loaded_with_whole_numbers_where_they_belong():
+    layer = nn.BatchNorm2d(2)
+    state = {name: tensor.double() for name, tensor in layer.state_dict().items()}
+    state["running_mean"] += 0.25
+    state["num_batches_tracked"] += 2.9999999
+    load_weights(layer, state)
+    assert layer.num_batches_tracked is not None
+    assert layer.num_batches_tracked.dtype == torch.int64
+    assert layer.num_batches_tracked == 3
+    assert layer.running_mean is not None
+    assert layer.running_mean.tolist() == [0.25, 0.25]
+    assert layer.running_mean.dtype == torch.float32
+    with pytest.raises(RuntimeError, match="Missing key"):
+        load_weights(layer, {})
 
 
 def curve(schedule: str, zeta: float = 2.0) -> list[float]:

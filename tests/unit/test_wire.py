@@ -247,3 +247,68 @@ def test_a_request_with_a_key_missing_is_a_wire_error(key: str):
     del content.config_records["request"][key]
     with pytest.raises(WireError, match=key):
         wire.decode_distill_request(content)
+
+
+GAME = RecordDict(
+    {"arrays": wire.encode_weights(TEACHER), "config": ConfigRecord({"server-round": 2})}
+)
+
+
+def test_a_round_of_fedavg_arrives_whole():
+    content = wire.encode_train_request(CONFIG, WHITENED, 4, GAME)
+    arrived = wire.decode_train_request(sent(content))
+    assert (arrived.config, arrived.spec, arrived.partition_id) == (CONFIG, WHITENED, 4)
+    assert arrived.server_round == 2
+    assert arrived.weights.keys() == TEACHER.keys()
+    assert all(torch.equal(arrived.weights[name], TEACHER[name]) for name in TEACHER)
+    assert set(GAME) == {"arrays", "config"}  # one for all clients: it is left as it is
+
+
+@pytest.mark.parametrize("record", ["request", "arrays", "config"])
+def test_a_round_of_fedavg_with_a_record_missing_is_a_wire_error(record: str):
+    content = wire.encode_train_request(CONFIG, SPEC, 4, GAME)
+    del content[record]
+    with pytest.raises(WireError):
+        wire.decode_train_request(content)
+
+
+def test_an_update_is_told_with_its_samples_and_its_loss():
+    assert wire.check_update(sent(wire.encode_update(TEACHER, 7, 1.5)), TEACHER) == (7, 1.5)
+
+
+def put_weight(name: str, array: np.ndarray) -> Callable[[RecordDict], None]:
+    return lambda content: content.array_records["arrays"].update({name: Array(array)})
+
+
+NO_UPDATES: dict[str, tuple[Callable[[RecordDict], object], str]] = {
+    "no weights": (lambda content: content.pop("arrays"), "the update holds"),
+    "no metrics": (lambda content: content.pop("metrics"), "metrics"),
+    "more than an update": (lambda c: c.update({"more": ArrayRecord()}), "the update holds"),
+    "no samples": (put_metric("num-examples", 0), "is 0; expected 1 or more"),
+    "samples that are none": (put_metric("num-examples", 2.5), "num-examples"),
+    "no count of samples": (lambda c: metrics_of(c).pop("num-examples"), "the update holds"),
+    "a metric of its own": (put_metric("more", 1), "the update holds"),
+    "a loss that is none": (put_metric("train-loss", float("nan")), "train-loss"),
+    "losses": (put_metric("train-loss", [1.0]), "train-loss"),
+    "weights that are metrics": (
+        lambda content: content.update({"arrays": MetricRecord()}), "no arrays",
+    ),
+    "a weight less": (
+        lambda content: content.array_records["arrays"].pop("classifier.bias"), "classifier.bias",
+    ),
+    "a weight more": (put_weight("more", np.zeros(1, np.float32)), "more"),
+    "another shape": (put_weight("classifier.bias", np.zeros(4, np.float32)), "4"),
+    "another type": (put_weight("classifier.bias", np.zeros(3)), "float64"),
+    "not finite": (
+        put_weight("classifier.bias", np.full(3, np.inf, np.float32)), "not finite",
+    ),
+    "no array": (lambda content: spoil(content, "arrays", "classifier.bias"), "cannot be read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "says"), NO_UPDATES.values(), ids=NO_UPDATES)
+def test_what_cannot_be_averaged_is_a_wire_error(change: Callable[[RecordDict], object], says: str):
+    content = wire.encode_update(TEACHER, 7, 1.5)
+    change(content)
+    with pytest.raises(WireError, match=says):
+        wire.check_update(sent(content), TEACHER)

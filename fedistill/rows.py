@@ -1,0 +1,41 @@
+"""The rows beside a distilled set: what they are called in result.json, and for people."""
+
+from fedistill.config import Config
+
+_FEDAVG = "fedavg_"
+_TITLES = {
+    "random": "random real images, same labels",
+    "herding": "real images by herding, same labels",
+    "k_center": "real images by k-center, same labels",
+    "hard_label": "same images, hard labels",
+    "ensemble": "teacher ensemble (no set)",
+    "weight_average": "average of the teachers' weights",
+    "full_data": "all real data",
+}
+
+
+def fedavg(server_round: int) -> str:
+    """Name the row of FedAvg after so many rounds."""
+    return f"{_FEDAVG}{server_round}"
+
+
+def names(config: Config) -> list[str]:
+    """List the rows of a config in its order; `fedavg` has one after its first and last round."""
+    found: list[str] = []
+    for name in config.baselines:
+        after = sorted({1, config.fedavg.rounds})
+        found += [fedavg(number) for number in after] if name == "fedavg" else [name]
+    return found
+
+
+def title(name: str) -> str:
+    """Say what a row is."""
+    return _TITLES.get(name, short(name))
+
+
+def short(name: str) -> str:
+    """Say what a row is where there is little room."""
+    if name.startswith(_FEDAVG):
+        rounds = name.removeprefix(_FEDAVG)
+        return f"FedAvg, {rounds} round{'' if rounds == '1' else 's'}"
+    return name.replace("_", " ")
