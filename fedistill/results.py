@@ -21,6 +21,16 @@ RESULT = "result.json"
 FAILURE = "failure.json"
 CONFIG = "config.yaml"
 
+# What the rows beside a distilled set are.
+ROW_NAMES: Mapping[str, str] = {
+    "random": "random real images, same labels",
+    "herding": "real images by herding, same labels",
+    "k_center": "real images by k-center, same labels",
+    "hard_label": "same images, hard labels",
+    "ensemble": "teacher ensemble (no set)",
+    "full_data": "all real data",
+}
+
 
 def check_free(folder: Path) -> None:
     """Refuse an output folder that holds anything.
@@ -59,10 +69,20 @@ def claim(folder: Path, config_yaml: str) -> None:
 
 
 def write_json(path: Path, tree: Mapping[str, Any]) -> None:
-    """Write a JSON file in one step: a reader never sees half of it."""
+    """Write a JSON file in one step."""
+    write_whole(path, (json.dumps(tree, indent=2) + "\n").encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file in one step: a reader never sees half of it.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content)
         partial.replace(path)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error}") from error
