@@ -9,7 +9,6 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from fedistill.comparison import Point
@@ -19,8 +18,11 @@ if TYPE_CHECKING:
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
+_LIGHTEST = 0.88  # of viridis: its yellow is lost on white
+_NAMED = 16  # points of a chart that all get their name
 _GREY = "#767676"
-_WIDTH = 5.2  # inches: at the width of a phone, the letters keep their size
+_TEACHERS = "teachers (mean)"
+_WIDTH = 4.6  # inches: at the width of a phone, the letters keep their size
 _DPI = 150
 _LOOK = {"font.size": 10, "font.family": "sans-serif"}
 
@@ -57,7 +59,9 @@ def accuracy_over_clients(panels: Sequence[Panel]) -> "Figure":
     figure = _figure(columns * _WIDTH, lines * (3.3 + 0.2 * -(-keys // 3)))
     axes = figure.subplots(lines, columns, squeeze=False, sharey=True).flatten()
     for place, panel in zip(axes, panels, strict=False):
-        for (label, curve), look in zip(panel.curves.items(), _looks(), strict=False):
+        for (label, curve), look in zip(
+            panel.curves.items(), _looks(len(panel.curves)), strict=True
+        ):
             points = curve.values()
             bars = [point.std if point.n > 1 else 0.0 for point in points]
             place.errorbar(
@@ -77,7 +81,7 @@ def accuracy_over_clients(panels: Sequence[Panel]) -> "Figure":
                 ls="--",
                 lw=1.3,
                 color=_GREY,
-                label="teachers (mean)",
+                label=_TEACHERS,
             )
         counts = {*panel.teachers, *(n for curve in panel.curves.values() for n in curve)}
         if len(counts) <= 15:
@@ -120,11 +124,10 @@ def bars(rows: Sequence[tuple[str, Point, bool]]) -> "Figure":
 
 def accuracy_per_megabyte(series: Sequence[Cost]) -> "Figure":
     """Draw accuracy over the megabytes that a federation sent, up and down, on a log axis."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     figure = _figure(_WIDTH, 3.3 + 0.2 * -(-len(series) // 2))
     axes = figure.subplots()
-    for cost, look in zip(series, _looks(), strict=False):
+    few = sum(len(cost.points) for cost in series) <= _NAMED
+    for cost, look in zip(series, _looks(len(series)), strict=True):
         axes.errorbar(
             [megabytes for megabytes, _, _ in cost.points],
             [point.mean for _, point, _ in cost.points],
@@ -137,23 +140,20 @@ def accuracy_per_megabyte(series: Sequence[Cost]) -> "Figure":
             label=_plain(cost.label),
             **look,
         )
-        for megabytes, point, name in cost.points:
+        ends = cost.points if few else [cost.points[0], cost.points[-1]]
+        for megabytes, point, name in ends:
             axes.annotate(
                 _plain(name),
                 (megabytes, point.mean),
                 xytext=(5, 5),
                 textcoords="offset points",
-                fontsize=8,
+                fontsize=9,
                 color=look["color"],
             )
     sizes = [megabytes for cost in series for megabytes, _, _ in cost.points]
     axes.set_xscale("log")
     axes.set_xlim(min(sizes) / 1.7, max(sizes) * 2.2)
-    # Plain numbers, no powers: 1, 2, 5, 10 MB.
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.tick_params(axis="x", labelsize=8)
+    _plain_numbers(axes.xaxis, sizes)
     axes.set_xlabel("megabytes sent, up and down")
     axes.set_ylabel("top-1 accuracy, percent")
     _grid(axes)
@@ -162,11 +162,18 @@ def accuracy_per_megabyte(series: Sequence[Cost]) -> "Figure":
 
 
 def losses(curves: Mapping[str, Sequence[tuple[int, float]]], x_label: str) -> "Figure":
-    """Draw loss curves on a logarithmic axis; one colour for all that are too many for a key."""
+    """Draw loss curves; one colour for all that are too many for a key.
+
+    Args:
+        curves: by label: (step, loss), above zero.
+        x_label: what the steps are.
+    """
+    from matplotlib.ticker import MaxNLocator
+
     few = len(curves) <= len(_COLOURS)
     figure = _figure(_WIDTH, 2.9 + (0.2 * -(-len(curves) // 3) if few else 0))
     axes = figure.subplots()
-    for (name, curve), look in zip(curves.items(), _looks(), strict=False):
+    for (name, curve), look in zip(curves.items(), _looks(len(curves)), strict=True):
         axes.plot(
             [step for step, _ in curve],
             [loss for _, loss in curve],
@@ -175,7 +182,11 @@ def losses(curves: Mapping[str, Sequence[tuple[int, float]]], x_label: str) -> "
             color=look["color"] if few else _COLOURS[0],
             label=_plain(name),
         )
-    axes.set_yscale("log")
+    values = [loss for curve in curves.values() for _, loss in curve]
+    if max(values) > 5 * min(values):
+        axes.set_yscale("log")
+        _plain_numbers(axes.yaxis, values)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set_xlabel(x_label)
     axes.set_ylabel("loss")
     _grid(axes)
@@ -221,13 +232,18 @@ def _figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _looks() -> "cycle[dict[str, Any]]":
-    """Yield colour and marker of each line; a pair comes again after 63 lines."""
-    pairs = [
-        {"color": _COLOURS[n % len(_COLOURS)], "marker": _MARKERS[n % len(_MARKERS)]}
-        for n in range(len(_COLOURS) * len(_MARKERS))
+def _looks(count: int) -> list[dict[str, Any]]:
+    """Return colour and marker of each line; of many, the colours go from dark to light."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    colours = _COLOURS[:count]
+    if count > len(_COLOURS):
+        steps = [_LIGHTEST * n / (count - 1) for n in range(count)]
+        colours = tuple(to_hex(colormaps["viridis"](step)) for step in steps)
+    return [
+        {"color": colour, "marker": _MARKERS[n % len(_MARKERS)]} for n, colour in enumerate(colours)
     ]
-    return cycle(pairs)
 
 
 def _grid(axes: Any) -> None:
@@ -235,9 +251,22 @@ def _grid(axes: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def _plain_numbers(axis: Any, values: Sequence[float]) -> None:
+    """Write 1, 2, 5, 10 along a logarithmic axis, no powers; 1, 10 where it is long."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(values) < 100 * min(values) else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def _keys_below(axes: Any, count: int, columns: int = 3) -> None:
-    """Put the key below the axes, where it takes no width."""
+    """Put the key below the axes, where it takes no width; the teachers come last."""
+    handles, labels = axes.get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda place: labels[place] == _TEACHERS)
     axes.legend(
+        [handles[place] for place in order],
+        [labels[place] for place in order],
         loc="upper center",
         bbox_to_anchor=(0.5, -0.2),
         ncols=min(columns, count),

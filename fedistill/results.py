@@ -21,16 +21,6 @@ RESULT = "result.json"
 FAILURE = "failure.json"
 CONFIG = "config.yaml"
 
-# What the rows beside a distilled set are.
-ROW_NAMES: Mapping[str, str] = {
-    "random": "random real images, same labels",
-    "herding": "real images by herding, same labels",
-    "k_center": "real images by k-center, same labels",
-    "hard_label": "same images, hard labels",
-    "ensemble": "teacher ensemble (no set)",
-    "full_data": "all real data",
-}
-
 
 def check_free(folder: Path) -> None:
     """Refuse an output folder that holds anything.

@@ -8,9 +8,17 @@ from rich.console import Console
 from rich.table import Table
 
 from fedistill import tracking
-from fedistill.results import ROW_NAMES
 from fedistill.sets import SyntheticSet
 from fedistill.student import Score
+
+_BASELINES = {
+    "random": "random real images, same labels",
+    "herding": "real images by herding, same labels",
+    "k_center": "real images by k-center, same labels",
+    "hard_label": "same images, hard labels",
+    "ensemble": "teacher ensemble (no set)",
+    "full_data": "all real data",
+}
 
 
 def print_result(result: Mapping[str, Any], folder: Path) -> None:
@@ -23,7 +31,7 @@ def print_result(result: Mapping[str, Any], folder: Path) -> None:
         for model, score in found["students"].items():
             table.add_row(ipc, "[bold]distilled set[/bold]", model, *_numbers(score), style="bold")
         for name, score in found["baselines"].items():
-            table.add_row(ipc, ROW_NAMES.get(name, name), "", *_numbers(score))
+            table.add_row(ipc, _BASELINES.get(name, name), "", *_numbers(score))
     teachers = [value for value in result["teachers"]["top1"] if value is not None]
     table.add_row(
         "", "a client's own data (teachers)", "", *_numbers(Score(teachers, []).as_dict())

@@ -1,10 +1,11 @@
 """What a run cost: bytes by client and stage, time by stage, accuracy for each megabyte."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from fedistill import charts
-from fedistill.report.page import Block, Chart, Pictures, Table, duration, size
+from fedistill.report.page import Block, Chart, Pictures, Table, duration, score, size
 from fedistill.report.recorded import SHORT_NAMES, Run, point
 
 _MEGA = 1e6
@@ -60,7 +61,7 @@ def costs(run: Run) -> list[Block]:
         caption="Squeeze and recover are summed over the clients; the others are wall time, and "
         "the total is that of the whole command.",
     )
-    return [time_table, bytes_table, _per_megabyte(run), _files(run)]
+    return [time_table, bytes_table, *_per_megabyte(run), _files(run)]
 
 
 def cost_of(row: Mapping[str, Any]) -> float | None:
@@ -70,31 +71,38 @@ def cost_of(row: Mapping[str, Any]) -> float | None:
     return found / _MEGA if found else None
 
 
-def _per_megabyte(run: Run) -> Pictures:
-    """Draw what accuracy cost; the sets of a run came in the same messages."""
+def _per_megabyte(run: Run) -> list[Block]:
+    """Say what accuracy cost; the sets of a run came in the same messages."""
     sets = run.result["sets"]
     whole = cost_of(run.result)
     series = []
     if whole:
         found = [(ipc, next(iter(it["students"].values()))) for ipc, it in sets.items()]
-        ours = [(whole, point(scores), f"IPC {ipc}") for ipc, scores in found]
+        ours = [(whole, point(scores), ipc) for ipc, scores in found]
         series.append(charts.Cost("distilled set", ours))
     names = {name: None for it in sets.values() for name in it["baselines"]}
     for name in names:
         beside = [
-            (cost, point(it["baselines"][name]), f"IPC {ipc}")
+            (cost, point(it["baselines"][name]), ipc)
             for ipc, it in sets.items()
             if name in it["baselines"] and (cost := cost_of(it["baselines"][name]))
         ]
         if beside:
             series.append(charts.Cost(SHORT_NAMES.get(name, name), beside, real=True))
-    if not series:
-        return Pictures([])
     caption = "Accuracy and the megabytes that the clients sent and received for it."
     if len(sets) > 1:
         caption += " The sets of all IPC came in the same messages: each is shown at their sum."
+    rows = [
+        [cost.label, name, score(*scores), f"{megabytes:.3g}", f"{scores.mean / megabytes:.3g}"]
+        for cost in series
+        for megabytes, scores, name in cost.points
+    ]
+    head = ["trained on", "IPC", "top-1 %", "MB", "points per MB"]
+    table = Table(head, rows, names=2, caption=caption)
+    if len({row[3] for row in rows}) < 2:  # one cost: nothing to draw it against
+        return [table] if rows else []
     drawn = charts.inline_svg(charts.accuracy_per_megabyte(series), "megabytes")
-    return Pictures([Chart(drawn, caption)])
+    return [Pictures([Chart(drawn, caption)]), replace(table, caption="")]
 
 
 def _files(run: Run) -> Table:

@@ -104,15 +104,22 @@ class Image(Block):
     kind = "image"
     source: str
     caption: str
+    wide: bool = False
 
     @classmethod
-    def read(cls, path: Path, caption: str) -> "Image | None":
-        """Read a PNG file; None if there is none."""
+    def read(cls, path: Path, caption: str, *, wide: bool = False) -> "Image | None":
+        """Read a PNG file; None if there is none.
+
+        Args:
+            path: of the file.
+            caption: says what it shows.
+            wide: on a phone it scrolls, as its letters would be too small otherwise.
+        """
         try:
             content = path.read_bytes()
         except OSError:
             return None
-        return cls(f"data:image/png;base64,{base64.b64encode(content).decode()}", caption)
+        return cls(f"data:image/png;base64,{base64.b64encode(content).decode()}", caption, wide)
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,8 @@ class Run:
 
     def image(self, name: str, caption: str) -> Image | None:
         """Return a picture of the run's figures."""
-        return Image.read(self.folder / "figures" / f"{name}.png", caption)
+        path = self.folder / "figures" / f"{name}.png"
+        return Image.read(path, caption, wide=name == "partition")
 
 
 def point(scores: Tree) -> Point:

@@ -116,19 +116,19 @@ def _kept(run: Run) -> list[str]:
 
 
 def _scores(run: Run) -> list[Block]:
-    head = ["IPC", "trained on", "network", "top-1 %", "std", "n"]
+    head = ["IPC", "trained on", "top-1 %", "n", "network"]
     strong, pictures = set(), []
     rows: list[list[str]] = []
     for ipc, found in run.result["sets"].items():
         bars = []
         for model, scores in found["students"].items():
-            strong.add((len(rows), 3))
-            rows.append([ipc, "distilled set", model, *_numbers(scores)])
+            strong.add((len(rows), 2))
+            rows.append([ipc, "distilled set", *_numbers(scores), model])
             bars.append((f"distilled, {model}", point(scores), True))
         first = next(iter(found["students"]))
         for name, scores in found["baselines"].items():
             network = "teachers" if name == "ensemble" else first
-            rows.append([ipc, results.ROW_NAMES.get(name, name), network, *_numbers(scores)])
+            rows.append([ipc, SHORT_NAMES.get(name, name), *_numbers(scores), network])
             bars.append((SHORT_NAMES.get(name, name), point(scores), False))
         teachers = run.result["teachers"]["top1_mean"]
         if teachers is not None:
@@ -138,15 +138,15 @@ def _scores(run: Run) -> list[Block]:
     split = run.result.get("evaluated_on", "test")
     caption = (
         f"Top-1 accuracy in percent on the whole {split} split, last epoch; n students with fresh "
-        "seeds. The rows beside the distilled set are trained and labelled the same way."
+        "seeds. Real images are as many as the set has, labelled in the same way; hard labels: the "
+        "same images without soft ones; the ensemble is all teachers together, without a set."
     )
-    table = Table(head, rows, frozenset(strong), names=3, caption=caption)
+    table = Table(head, rows, frozenset(strong), names=2, caption=caption)
     return [table, Pictures(pictures)]
 
 
 def _numbers(scores: Mapping[str, Any]) -> list[str]:
-    std = f"{scores['top1_std']:.2f}" if scores["n"] > 1 else "-"
-    return [f"{scores['top1_mean']:.2f}", std, str(scores["n"])]
+    return [score(*point(scores)), str(scores["n"])]
 
 
 def facts(run: Run) -> list[tuple[str, str]]:

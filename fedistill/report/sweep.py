@@ -97,7 +97,7 @@ def _accuracy(
     cards = []
     for line, curve in curves.items():
         clients = findings.best(curve)
-        beside = f"the best of {len(curve)}: N = {clients}, n={curve[clients].n}"
+        beside = f"at N = {clients}, the best of {len(curve)}; n={curve[clients].n}"
         cards.append((labels[line], score(*curve[clients]), beside))
     pictures = [
         Chart(
@@ -133,7 +133,9 @@ def _across(curves: Curves, names: Mapping[Facet, str]) -> list[Chart]:
         lines = {names[line.facet]: curve for line, curve in curves.items() if line.ipc == ipc}
         panel = charts.Panel(f"IPC {ipc}", lines)
         figure = charts.accuracy_over_clients([panel])
-        drawn.append(Chart(charts.inline_svg(figure, f"across-{ipc}"), f"All at IPC {ipc}."))
+        drawn.append(
+            Chart(charts.inline_svg(figure, f"across-{ipc}"), f"IPC {ipc}: all beside each other.")
+        )
     return drawn
 
 
@@ -238,6 +240,7 @@ def _partitions(rows: Iterable[Row]) -> list[Image | None]:
         Image.read(
             row.folder / "figures" / "partition.png",
             f"{'' if alpha is None else f'alpha {alpha:g}, '}N = {row.clients}, seed {row.seed}",
+            wide=True,
         )
         for alpha, row in sorted(shown.items(), key=lambda it: it[0] or 0.0)
     ]
@@ -245,16 +248,16 @@ def _partitions(rows: Iterable[Row]) -> list[Image | None]:
 
 def _missing(folder: Path, state: Mapping[str, Any]) -> list[Block]:
     rows = [
-        [run["folder"], run["status"], run["message"] or "-"]
+        [run["status"], run["message"] or "-", run["folder"]]
         for run in state["runs"]
         if run["status"] != "done"
     ]
     rows += [
-        [run["folder"], "lost", f"it was done, and {results.RESULT} is no longer there"]
+        ["lost", f"it was done, and {results.RESULT} is no longer there", run["folder"]]
         for run in state["runs"]
         if run["status"] == "done" and not (folder / run["folder"] / results.RESULT).is_file()
     ]
-    return [Table(["federation", "status", "message"], rows, names=3)] if rows else []
+    return [Table(["status", "message", "federation"], rows, names=3)] if rows else []
 
 
 def _facts(state: Mapping[str, Any], rows: Sequence[Row]) -> list[tuple[str, str]]:

@@ -1,15 +1,20 @@
 """What a sweep's federations cost, and the rows beside their distilled sets."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fedistill import charts, comparison
-from fedistill.comparison import Facet, Line, Row
+from fedistill.comparison import Facet, Line, Point, Row
 from fedistill.comparison_files import mean_bytes
 from fedistill.report.costs import cost_of
 from fedistill.report.page import Block, Chart, Pictures, Table, duration, score, size
 from fedistill.report.recorded import SHORT_NAMES
 
 _MEGA = 1e6
+_COSTS = (
+    "Accuracy and the megabytes that a federation sent for it; the numbers at points are N. The "
+    "sets of all IPC come in the same messages: each is shown at their sum."
+)
+Priced = tuple[float, Point, str]  # megabytes, accuracy, name
 
 
 def baselines(rows: Sequence[Row]) -> list[Block]:
@@ -80,7 +85,7 @@ def costs(rows: Sequence[Row]) -> list[Block]:
             "messages, and time by stage, where squeeze and recover are summed over the clients. "
             "Means over seeds.",
         ),
-        Pictures([_per_megabyte(rows)]),
+        Pictures(_per_megabyte(rows)),
     ]
 
 
@@ -88,39 +93,56 @@ def _order(facet: Facet, clients: int) -> tuple[str, float, int]:
     return facet.distiller, facet.alpha or 0.0, clients
 
 
-def _per_megabyte(rows: Sequence[Row]) -> Chart | None:
-    """Draw accuracy over megabytes: a point for each cell, named by its number of clients."""
+def _per_megabyte(rows: Sequence[Row]) -> list[Chart]:
+    """Draw accuracy over megabytes: all cells, and each IPC with the rows beside it."""
     curves = comparison.curves(rows)
+    ours = {line: _priced(rows, line, curve) for line, curve in curves.items()}
+    beside = _priced_baselines(rows)
+    drawn = []
+    for number, (facet, name) in enumerate(comparison.facets(curves).items()):
+        series = [
+            charts.Cost(f"IPC {line.ipc}", points)
+            for line, points in ours.items()
+            if line.facet == facet and points
+        ]
+        if series:
+            chart = charts.inline_svg(charts.accuracy_per_megabyte(series), f"megabytes-{number}")
+            drawn.append(Chart(chart, f"{name}: {_COSTS}" if name else _COSTS))
     labels = comparison.labels(curves)
-    series = []
-    for line, curve in curves.items():
-        points = []
-        for clients, point in curve.items():
-            own = _cell(rows, line, clients)
-            sent = sum(mean_bytes(own, way) or 0 for way in ("up", "down"))
-            if sent:
-                points.append((sent / _MEGA, point, f"{clients}"))
-        if points:
-            series.append(charts.Cost(labels[line], points))
-    names = list(dict.fromkeys(name for row in rows for name in row.baselines))
-    for name in names:
+    for number, (line, points) in enumerate(ours.items()):
+        if points and line in beside:
+            series = [charts.Cost("distilled set", points), *beside[line]]
+            chart = charts.inline_svg(charts.accuracy_per_megabyte(series), f"beside-{number}")
+            drawn.append(Chart(chart, f"{labels[line]}, and the rows beside it."))
+    return drawn
+
+
+def _priced(rows: Sequence[Row], line: Line, curve: Mapping[int, Point]) -> list[Priced]:
+    """Return the points of a line with the megabytes of their federations."""
+    points = []
+    for clients, point in curve.items():
+        own = _cell(rows, line, clients)
+        sent = sum(mean_bytes(own, way) or 0 for way in ("up", "down"))
+        if sent:
+            points.append((sent / _MEGA, point, f"{clients}"))
+    return points
+
+
+def _priced_baselines(rows: Sequence[Row]) -> dict[Line, list[charts.Cost]]:
+    """Return the rows beside each line, those whose bytes are known."""
+    found: dict[Line, list[charts.Cost]] = {}
+    for name in dict.fromkeys(name for row in rows for name in row.baselines):
         for line, curve in comparison.curves(rows, name).items():
             points = []
             for clients, point in curve.items():
-                found = [_beside(row, name) for row in _cell(rows, line, clients)]
-                known = [cost for cost in found if cost is not None]
+                costs = [_beside(row, name) for row in _cell(rows, line, clients)]
+                known = [cost for cost in costs if cost is not None]
                 if known:
                     points.append((sum(known) / len(known), point, f"{clients}"))
             if points:
-                label = f"{SHORT_NAMES.get(name, name)}, {labels[line]}"
-                series.append(charts.Cost(label, points, real=True))
-    if not series:
-        return None
-    return Chart(
-        charts.inline_svg(charts.accuracy_per_megabyte(series), "megabytes"),
-        "Accuracy and the megabytes that a federation sent for it; the number at a point is N. The "
-        "sets of all IPC come in the same messages: each is shown at their sum.",
-    )
+                label = SHORT_NAMES.get(name, name)
+                found.setdefault(line, []).append(charts.Cost(label, points, real=True))
+    return found
 
 
 def _cell(rows: Sequence[Row], line: Line, clients: int) -> list[Row]:
