@@ -1,7 +1,8 @@
 """The two findings of the paper on Distributed Boosting, held against what a sweep has measured.
 
 1. The best number of clients falls as IPC grows (Tables 3 and 5: 15 to 4, and 10 to 2).
-2. A student of the distilled set stays below the mean accuracy of the clients' teachers.
+2. A student of the distilled set stays below the mean accuracy of the clients' teachers (but for 3
+   of 185 cells of its own tables).
 
 A sweep may be too small to tell, and its students differ by chance: what is said here says so.
 """
@@ -13,6 +14,7 @@ from typing import Literal, NamedTuple
 from fedistill.comparison import Line, Point
 
 Verdict = Literal["agrees", "differs", "open"]
+_EXCEPTIONS = 0.05  # share of the cells that may be above: the paper has 0.016
 Curve = Mapping[int, Point]  # accuracy by number of clients
 
 
@@ -123,6 +125,13 @@ def _below_teachers(by_ipc: Mapping[int, Curve], teachers: Mapping[int, float]) 
         f"N = {n} at IPC {ipc}: {point.mean:.2f} against {teachers[n]:.2f}"
         for ipc, n, point in above
     )
+    if len(above) <= _EXCEPTIONS * len(cells):
+        return Finding(
+            claim,
+            "agrees",
+            f"It does in all but {len(above)} of {len(cells)} cells; in the paper 3 of 185 are "
+            f"above. Here: {listed}.",
+        )
     close = all(point.mean - point.std < teachers[n] for _, n, point in above)
     text = f"It does not in {len(above)} of {_count(len(cells), 'cell')}: {listed}."
     if close:

@@ -134,6 +134,7 @@ def sweep_folder(
         name: of the sweep.
         run: as for `run_folder`.
     """
+    folder.mkdir(parents=True)
     runs: list[dict[str, Any]] = []
     for distiller in distillers:
         for alpha in alphas:

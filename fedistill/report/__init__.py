@@ -4,7 +4,8 @@ from pathlib import Path
 
 from fedistill import comparison, results
 from fedistill.errors import OutputError
-from fedistill.report import run, sweep
+from fedistill.report.run import build as build_run
+from fedistill.report.sweep import build as build_sweep
 
 FILE = "report.html"
 
@@ -24,9 +25,9 @@ def write(folder: Path, output: Path | None = None) -> Path:
     if output.is_dir():
         raise OutputError(f"{output} is a folder; give a file, such as {output / FILE}")
     if (folder / comparison.SWEEP).is_file():
-        page = sweep.build(folder, output)
+        page = build_sweep(folder, output)
     elif (folder / results.RESULT).is_file():
-        page = run.build(folder, output)
+        page = build_run(folder, output)
     else:
         raise OutputError(_neither(folder))
     results.write_whole(output, page.html().encode())

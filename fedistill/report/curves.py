@@ -16,14 +16,13 @@ def losses(run: Run) -> list[Block]:
     ):
         curves = {f"client {key}": curve for key, curve in run.curves(run_name, name).items()}
         drawn.append(_loss_chart(curves, x_label, title))
+    students = []
     for ipc in run.result["sets"]:
         for model in run.result["sets"][ipc]["students"]:
-            found = run.curves(f"ipc/{int(ipc):03d}", f"student/{model}/train_loss_s")
-            curves = {f"seed {key}": curve for key, curve in found.items()}
-            drawn.append(_loss_chart(curves, "epoch", f"Students {model} on IPC {ipc}"))
-    if not any(drawn):
-        return []
-    return [Pictures(drawn)]
+            by_seed = run.curves(f"ipc/{int(ipc):03d}", f"student/{model}/train_loss_s")
+            curves = {f"seed {key}": curve for key, curve in by_seed.items()}
+            students.append(_loss_chart(curves, "epoch", f"Students {model} on IPC {ipc}"))
+    return [Pictures(drawn), Pictures(students, "Losses of the students")]
 
 
 def _loss_chart(curves: Mapping[str, Curve], x_label: str, title: str) -> Chart | None:

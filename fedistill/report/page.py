@@ -27,6 +27,11 @@ class Block:
 
     kind: ClassVar[str]
 
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to draw."""
+        return False
+
 
 @dataclass(frozen=True)
 class Text(Block):
@@ -38,10 +43,15 @@ class Text(Block):
 
 @dataclass(frozen=True)
 class Warnings(Block):
-    """What a reader must know before believing the numbers; drawn only if there is any."""
+    """What a reader must know before believing the numbers."""
 
     kind = "warnings"
     texts: Sequence[str]
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no warning."""
+        return not self.texts
 
 
 @dataclass(frozen=True)
@@ -124,15 +134,26 @@ class Image(Block):
 
 @dataclass(frozen=True)
 class Pictures(Block):
-    """Charts and images, beside each other where the screen is wide."""
+    """Charts and images, beside each other where the screen is wide.
+
+    Attributes:
+        pictures: those that there are.
+        folded: the line that unfolds them; empty: they are open.
+    """
 
     kind = "pictures"
     pictures: Sequence[Chart | Image | None]
+    folded: str = ""
 
     @property
     def shown(self) -> list[Chart | Image]:
         """Return the pictures that there are."""
         return [picture for picture in self.pictures if picture is not None]
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no picture."""
+        return not self.shown
 
 
 @dataclass(frozen=True)
@@ -143,6 +164,11 @@ class Code(Block):
     text: str
     title: str = ""
     folded: bool = False
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no text."""
+        return not self.text
 
 
 @dataclass(frozen=True)
@@ -158,7 +184,7 @@ class Section:
     """A part of a page under a heading."""
 
     title: str
-    blocks: Sequence[Block | None]
+    blocks: Sequence[Block]
 
     @property
     def anchor(self) -> str:
@@ -167,8 +193,8 @@ class Section:
 
     @property
     def shown(self) -> list[Block]:
-        """Return the blocks that there are."""
-        return [block for block in self.blocks if block is not None]
+        """Return the blocks that hold anything."""
+        return [block for block in self.blocks if not block.empty]
 
 
 @dataclass(frozen=True)
@@ -216,7 +242,7 @@ def size(count: float) -> str:
 
 def duration(seconds: float) -> str:
     """Write a time: `12.3 s`, `4:57 min`, `2:03 h`."""
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:

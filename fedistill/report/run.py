@@ -240,7 +240,7 @@ def _other_pictures(run: Run) -> list[Block]:
         if path.stem not in (*sets, "partition") and not path.stem.startswith(hidden)
     ]
     pictures = [run.image(name, _caption(name)) for name in names]
-    return [Pictures(pictures)] if pictures else []
+    return [Pictures(pictures)]
 
 
 def _caption(name: str) -> str:
@@ -271,7 +271,7 @@ def _sets(run: Run, output: Path) -> list[Block]:
     _, place, _ = links[0]
     code = (
         "from fedistill.sets import SyntheticSet\n\n"
-        f"distilled = SyntheticSet.load({place!r})  # checks every checksum\n"
+        f"distilled = SyntheticSet.load({place!r})\n"
         "images, labels = distilled.images, distilled.hard_labels\n"
     )
     return [

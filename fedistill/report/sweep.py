@@ -17,7 +17,6 @@ from fedistill.journal import without_secrets
 from fedistill.report.page import (
     Block,
     Chart,
-    Code,
     Facts,
     Findings,
     Headline,
@@ -117,7 +116,7 @@ def _accuracy(
 
 
 def _caption(name: str) -> str:
-    start = f"{name[0].upper()}{name[1:]}. " if name else ""
+    start = f"{name}. " if name else ""
     return (
         f"{start}Mean of all students of all seeds; error bars: standard deviation. Dashed: mean "
         "accuracy of the clients' own models on the same test split."
@@ -292,9 +291,4 @@ def _again(folder: Path, state: Mapping[str, Any], rows: Sequence[Row]) -> list[
         config = ""
     command = without_secrets(shlex.join(map(str, state["command"])))
     tags = Run.read(rows[0].folder).tags if rows else {}
-    blocks = again(config, command, tags)
-    return blocks if config else [block for block in blocks if not _empty(block)]
-
-
-def _empty(block: Block) -> bool:
-    return isinstance(block, Code) and not block.text
+    return again(config, command, tags)

@@ -85,7 +85,7 @@ def costs(rows: Sequence[Row]) -> list[Block]:
             "messages, and time by stage, where squeeze and recover are summed over the clients. "
             "Means over seeds.",
         ),
-        Pictures(_per_megabyte(rows)),
+        *_per_megabyte(rows),
     ]
 
 
@@ -93,12 +93,12 @@ def _order(facet: Facet, clients: int) -> tuple[str, float, int]:
     return facet.distiller, facet.alpha or 0.0, clients
 
 
-def _per_megabyte(rows: Sequence[Row]) -> list[Chart]:
+def _per_megabyte(rows: Sequence[Row]) -> list[Pictures]:
     """Draw accuracy over megabytes: all cells, and each IPC with the rows beside it."""
     curves = comparison.curves(rows)
     ours = {line: _priced(rows, line, curve) for line, curve in curves.items()}
     beside = _priced_baselines(rows)
-    drawn = []
+    cells: list[Chart] = []
     for number, (facet, name) in enumerate(comparison.facets(curves).items()):
         series = [
             charts.Cost(f"IPC {line.ipc}", points)
@@ -107,14 +107,15 @@ def _per_megabyte(rows: Sequence[Row]) -> list[Chart]:
         ]
         if series:
             chart = charts.inline_svg(charts.accuracy_per_megabyte(series), f"megabytes-{number}")
-            drawn.append(Chart(chart, f"{name}: {_COSTS}" if name else _COSTS))
+            cells.append(Chart(chart, f"{name}: {_COSTS}" if name else _COSTS))
     labels = comparison.labels(curves)
+    compared: list[Chart] = []
     for number, (line, points) in enumerate(ours.items()):
         if points and line in beside:
             series = [charts.Cost("distilled set", points), *beside[line]]
             chart = charts.inline_svg(charts.accuracy_per_megabyte(series), f"beside-{number}")
-            drawn.append(Chart(chart, f"{labels[line]}, and the rows beside it."))
-    return drawn
+            compared.append(Chart(chart, f"{labels[line]}, and the rows beside it."))
+    return [Pictures(cells), Pictures(compared, "Each IPC with the rows beside it")]
 
 
 def _priced(rows: Sequence[Row], line: Line, curve: Mapping[int, Point]) -> list[Priced]:
