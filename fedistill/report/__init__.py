@@ -25,11 +25,18 @@ def write(folder: Path, output: Path | None = None) -> Path:
     if output.is_dir():
         raise OutputError(f"{output} is a folder; give a file, such as {output / FILE}")
     if (folder / comparison.SWEEP).is_file():
-        page = build_sweep(folder, output)
+        build = build_sweep
     elif (folder / results.RESULT).is_file():
-        page = build_run(folder, output)
+        build = build_run
     else:
         raise OutputError(_neither(folder))
+    try:
+        page = build(folder, output)
+    except KeyError as error:
+        raise OutputError(
+            f"a file in {folder} lacks the key {error}: it was not written by this version of "
+            "fedistill; report it with the version that wrote it"
+        ) from error
     results.write_whole(output, page.html().encode())
     return output
 

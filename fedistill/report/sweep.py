@@ -247,7 +247,7 @@ def _partitions(rows: Iterable[Row]) -> list[Image | None]:
 
 def _missing(folder: Path, state: Mapping[str, Any]) -> list[Block]:
     rows = [
-        [run["status"], run["message"] or "-", run["folder"]]
+        [run["status"], run.get("message") or "-", run["folder"]]
         for run in state["runs"]
         if run["status"] != "done"
     ]

@@ -405,6 +405,9 @@ def test_what_cannot_be_reported_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
         report.write(run, tmp_path / "file" / "report.html")
+    (run / "result.json").write_text("{}")
+    with pytest.raises(OutputError, match="lacks the key 'clients'"):
+        report.write(run)
     (run / "result.json").write_text("{")
     with pytest.raises(OutputError, match="cannot be read"):
         report.write(run)
