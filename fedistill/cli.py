@@ -26,6 +26,18 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a key: section.key=value. May be given several times."),
 ]
+Backend = Annotated[
+    Literal["flower", "local"],
+    typer.Option(help="A Flower simulation, or the same apps in this process."),
+]
+StoreFolder = Annotated[
+    Path | None,
+    typer.Option(
+        help="Keep teachers, shares and students there, and take from there what was made before.",
+        metavar="DIR",
+        envvar="FEDISTILL_STORE",
+    ),
+]
 SetFolder = Annotated[Path, typer.Argument(help="A distilled set.", metavar="SET_DIR")]
 
 
@@ -36,18 +48,8 @@ def run(
     output: Annotated[
         Path | None, typer.Option(help="A new folder for the results.", metavar="DIR")
     ] = None,
-    backend: Annotated[
-        Literal["flower", "local"],
-        typer.Option(help="A Flower simulation, or the same apps in this process."),
-    ] = "flower",
-    store: Annotated[
-        Path | None,
-        typer.Option(
-            help="Keep teachers and shares there, and take from there what was made before.",
-            metavar="DIR",
-            envvar="FEDISTILL_STORE",
-        ),
-    ] = None,
+    backend: Backend = "flower",
+    store: StoreFolder = None,
 ) -> None:
     """Run one experiment: clients distil, the server integrates, relabels, evaluates, tracks."""
     from fedistill import config_file, runner, tables
@@ -56,6 +58,46 @@ def run(
     folder = output or runner.default_output(resolved)
     result = runner.run(resolved, folder, backend, store)
     tables.print_result(result, folder)
+
+
+@app.command()
+def sweep(
+    config: ConfigPath,
+    clients: Annotated[
+        str | None, typer.Option(help="Numbers of clients: 1,2,5.", metavar="LIST")
+    ] = None,
+    ipc: Annotated[str | None, typer.Option(help="Images per class: 1,10.", metavar="LIST")] = None,
+    alpha: Annotated[
+        str | None, typer.Option(help="Skews of the split: iid,0.5,0.1.", metavar="LIST")
+    ] = None,
+    distiller: Annotated[
+        str | None, typer.Option(help="Methods: sre2l,lic.", metavar="LIST")
+    ] = None,
+    seed: Annotated[str | None, typer.Option(help="Seeds: 0,1,2.", metavar="LIST")] = None,
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="A new folder, or that of a sweep to continue.", metavar="DIR"),
+    ] = None,
+    backend: Backend = "flower",
+    store: StoreFolder = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and how long it takes.")
+    ] = False,
+) -> None:
+    """Compare numbers of clients: a grid of experiments in one Flower start; can be continued."""
+    from fedistill import grid as grids
+    from fedistill import sweep as sweeps
+    from fedistill import tables
+
+    axes = {"clients": clients, "ipc": ipc, "alpha": alpha, "distiller": distiller, "seed": seed}
+    grid = grids.load(config, overrides or [], grids.parse_axes(axes))
+    folder = output or sweeps.default_output(grid)
+    if dry_run:
+        plans, seconds = sweeps.dry_run(grid, folder, store)
+        tables.print_plans(plans, seconds)
+    else:
+        tables.print_sweep(sweeps.run(grid, folder, backend, store), folder)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fedistill import registry, store
 from fedistill.config import Config
 from fedistill.cores import set_threads
-from fedistill.distillers.base import Task
+from fedistill.distillers.base import Batch, Task
 from fedistill.images import DataSpec, ImageSet
 from fedistill.models import build
 from fedistill.planning import distiller_of
@@ -53,18 +53,7 @@ def make_share(
     Returns:
         The client's share, its teachers included.
     """
-    set_threads(config.federation.cpus_per_client)
-    device = device_for(config.federation.gpus_per_client)
-    client = _Client(
-        config=config,
-        spec=spec,
-        shard=shard,
-        partition_id=partition_id,
-        device=device,
-        dtype=resolve_precision(config.precision, device),
-        store=Store.from_environment(),
-        report=report,
-    )
+    client = _client(config, spec, shard, partition_id, Store.from_environment(), report)
     squeezed: list[Artefact] = []
     if not teacher_states:
         squeezed = [client.squeeze(n) for n in range(len(config.teachers_of(partition_id)))]
@@ -85,9 +74,72 @@ def make_share(
             for name, curve in artefact.notes["curves"].items()
         },
         seconds={
-            stage: sum((it.notes["seconds"] for it in items), 0.0) for stage, items in work.items()
+            stage: sum((it.notes["seconds"] + _spared(it) for it in items), 0.0)
+            for stage, items in work.items()
         },
-        from_store=tuple(stage for stage, items in work.items() if any(it.found for it in items)),
+        from_store=tuple(
+            stage
+            for stage, items in work.items()
+            if any(it.found or _spared(it) > 0 for it in items)
+        ),
+    )
+
+
+class Kept(NamedTuple):
+    """What the store holds of a client's work: all its teachers; its images too."""
+
+    teachers: bool
+    share: bool
+
+
+def kept(
+    config: Config,
+    spec: DataSpec,
+    shard: ImageSet,
+    counts: Sequence[int],
+    *,
+    partition_id: int,
+    store: Store,
+) -> Kept:
+    """Look up what a client would find in the store, were it asked for a first share.
+
+    Args:
+        config: of the experiment.
+        spec: of the data set.
+        shard: the client's real images.
+        counts: as for `make_share`.
+        partition_id: of the client.
+        store: where to look.
+    """
+    client = _client(config, spec, shard, partition_id, store)
+    numbers = range(len(config.teachers_of(partition_id)))
+    teachers = [store.get("teacher", client.teacher_key(number)) for number in numbers]
+    states = [found.tensors for found in teachers if found is not None]
+    if len(states) < len(numbers):
+        return Kept(teachers=False, share=False)
+    keys = [client.share_key(job, 0, states) for job in client.jobs(counts, ())]
+    return Kept(teachers=True, share=all(store.get("share", key) for key in keys))
+
+
+def _client(
+    config: Config,
+    spec: DataSpec,
+    shard: ImageSet,
+    partition_id: int,
+    store: Store,
+    report: Report = lambda stage, done, total, note: None,
+) -> "_Client":
+    set_threads(config.federation.cpus_per_client)
+    device = device_for(config.federation.gpus_per_client)
+    return _Client(
+        config=config,
+        spec=spec,
+        shard=shard,
+        partition_id=partition_id,
+        device=device,
+        dtype=resolve_precision(config.precision, device),
+        store=store,
+        report=report,
     )
 
 
@@ -117,9 +169,6 @@ class _Client:
         """Train one teacher; the notes hold its loss curve."""
         recipe = self.config.teacher
         models = self.config.teachers_of(self.partition_id)
-        path: tuple[str | int, ...] = ("squeeze", self.partition_id)
-        path += (number,) if number else ()
-        alone = asdict(replace(recipe, count=1, backbones=()))
         before, total = number * recipe.epochs, len(models) * recipe.epochs
 
         def make() -> Artefact:
@@ -129,7 +178,7 @@ class _Client:
                 models[number],
                 recipe,
                 seed=self.config.seed,
-                path=path,
+                path=self._path(number),
                 device=self.device,
                 dtype=self.dtype,
                 report=lambda done, _, loss: self.report(
@@ -139,16 +188,32 @@ class _Client:
             state = {name: tensor.cpu() for name, tensor in teacher.state_dict().items()}
             return Artefact(state, {"curve": curve})
 
-        key = self._key(path=path, model=asdict(models[number]), recipe=alone)
-        artefact = self.store.recall("teacher", key, make)
+        artefact = self.store.recall("teacher", self.teacher_key(number), make)
         if artefact.found:
             self.report("squeeze", before + recipe.epochs, total, "from the store")
         return artefact
+
+    def teacher_key(self, number: int) -> dict[str, Any]:
+        """Return what decides one teacher."""
+        models = self.config.teachers_of(self.partition_id)
+        alone = asdict(replace(self.config.teacher, count=1, backbones=()))
+        return self._key(path=self._path(number), model=asdict(models[number]), recipe=alone)
+
+    def _path(self, number: int) -> tuple[str | int, ...]:
+        return ("squeeze", self.partition_id, *((number,) if number else ()))
 
     def recover(
         self, counts: Sequence[int], attempt: int, made: Sequence[int], states: Sequence[State]
     ) -> list[Artefact]:
         """Make the images, one artefact for each optimisation; the notes hold its loss curve."""
+        jobs = self.jobs(counts, made)
+        return [
+            self._optimise(job, attempt, states, before=number / len(jobs), part=1 / len(jobs))
+            for number, job in enumerate(jobs)
+        ]
+
+    def jobs(self, counts: Sequence[int], made: Sequence[int]) -> list[list["_Row"]]:
+        """Split what is asked for into optimisations: rows of counts that are made together."""
         classes = self.spec.num_classes
         starts = range(0, len(counts), classes)
         sizes = self.config.distill.ipc
@@ -156,11 +221,32 @@ class _Client:
             _Row(ipc, counts[start : start + classes], made[start : start + classes])
             for ipc, start in zip(sizes if len(starts) > 1 else [max(sizes)], starts, strict=True)
         ]
-        jobs = [rows] if distiller_of(self.config).cotrains_sizes else [[row] for row in rows]
-        return [
-            self._optimise(job, attempt, states, before=number / len(jobs), part=1 / len(jobs))
-            for number, job in enumerate(jobs)
-        ]
+        return [rows] if distiller_of(self.config).cotrains_sizes else [[row] for row in rows]
+
+    def share_key(
+        self, rows: Sequence["_Row"], attempt: int, teacher_states: Sequence[State]
+    ) -> dict[str, Any]:
+        """Return what decides the images of some rows of counts."""
+        counts = [list(row.counts) for row in rows]
+        return self.batch_key({"counts": counts}, rows, attempt, teacher_states)
+
+    def batch_key(
+        self,
+        parts: Mapping[str, Any],
+        rows: Sequence["_Row"],
+        attempt: int,
+        teacher_states: Sequence[State],
+    ) -> dict[str, Any]:
+        """Return what decides images, however many are asked for, beside what is in the parts."""
+        models = self.config.teachers_of(self.partition_id)
+        return self._key(
+            path=("recover", self.partition_id, attempt),
+            made=[list(row.made) for row in rows],
+            models=[asdict(model) for model in models],
+            teachers=[store.digest(state) for state in teacher_states],
+            distill=asdict(replace(self.config.distill, ipc=(1,))),
+            **parts,
+        )
 
     def _optimise(
         self,
@@ -178,6 +264,18 @@ class _Client:
             all_steps = round(total / part)
             note = "" if loss is None else f"loss {loss:.3f}"
             self.report("recover", round(before * all_steps) + done, all_steps, note)
+
+        spared: list[float] = []  # seconds of batches that were made before
+
+        def recall(parts: Mapping[str, Any], make: Callable[[], Batch]) -> Batch:
+            def artefact() -> Artefact:
+                batch = make()
+                return Artefact({"images": batch.images}, {"curve": batch.curve})
+
+            key = self.batch_key(parts, rows, attempt, teacher_states)
+            found = self.store.recall("batch", key, artefact)
+            spared.extend([found.notes["seconds"]] if found.found else [])
+            return Batch(found.tensors["images"], _curve(found))
 
         def make() -> Artefact:
             teachers = _restored(config, self.spec, self.partition_id, teacher_states)
@@ -197,21 +295,16 @@ class _Client:
                     for item in config.distill.regularizers
                 ],
                 report=report,
+                recall=recall,
             )
             tasks = [replace(task, ipc=row.ipc, counts=row.counts, made=row.made) for row in rows]
             found = distiller_of(config).distill_sizes(tasks)
             images = torch.cat([size.images for size in found])
             curves = {name: curve for size in found for name, curve in size.curves.items()}
-            return Artefact({"images": images}, {"curve": found[0].curve, "curves": curves})
+            notes = {"curve": found[0].curve, "curves": curves, "spared": sum(spared)}
+            return Artefact({"images": images}, notes)
 
-        key = self._key(
-            path=("recover", self.partition_id, attempt),
-            counts=[list(row.counts) for row in rows],
-            made=[list(row.made) for row in rows],
-            models=[asdict(model) for model in models],
-            teachers=[store.digest(state) for state in teacher_states],
-            distill=asdict(replace(config.distill, ipc=(1,))),
-        )
+        key = self.share_key(rows, attempt, teacher_states)
         artefact = self.store.recall("share", key, make)
         if artefact.found:
             self.report("recover", round((before + part) * 100), 100, "from the store")
@@ -235,6 +328,11 @@ class _Client:
     def _data(self) -> str:
         shard = {"images": self.shard.images, "labels": self.shard.labels}
         return store.digest({**shard, **self.spec.tensors()})
+
+
+def _spared(artefact: Artefact) -> float:
+    """Return the seconds that parts of an artefact took when they were made before."""
+    return float(artefact.notes.get("spared", 0.0))
 
 
 def _curve(artefact: Artefact) -> list[tuple[int, float]]:

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache, wraps
+from functools import lru_cache, wraps
 
 import flwr
 import torch
@@ -111,16 +111,20 @@ def machine() -> dict[str, str]:
 def _shard(
     config: DataConfig, split: PartitionConfig, seed: int, partition_id: int, spec: DataSpec
 ) -> ImageSet:
-    loaded, parts = _partitioned(config, split, seed)
+    # The whitening comes with the request: a client could not fit it to the others' images.
+    loaded = _loaded(replace(config, zca=False), seed)
     assert loaded.spec.class_names == spec.class_names
+    parts = _partitioned(replace(config, zca=False), split, seed)
     return loaded.train.select(parts.indices[partition_id])
 
 
-@cache  # an actor of a simulation serves many messages of one run
-def _partitioned(
-    config: DataConfig, split: PartitionConfig, seed: int
-) -> tuple[data.Data, partition.Partition]:
-    # The whitening comes with the request: a client could not fit it to the others' images.
-    loaded = data.load(replace(config, zca=False), seed)
-    parts = partition.split(loaded.train.labels, loaded.spec.num_classes, split, seed)
-    return loaded, parts
+# An actor of a simulation serves many messages, and in a sweep many federations.
+@lru_cache(maxsize=1)
+def _loaded(config: DataConfig, seed: int) -> data.Data:
+    return data.load(config, seed)
+
+
+@lru_cache(maxsize=8)
+def _partitioned(config: DataConfig, split: PartitionConfig, seed: int) -> partition.Partition:
+    loaded = _loaded(config, seed)
+    return partition.split(loaded.train.labels, loaded.spec.num_classes, split, seed)

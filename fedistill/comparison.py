@@ -6,6 +6,7 @@ so that nothing is kept twice.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,18 +70,41 @@ class Point(NamedTuple):
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Read the state of a sweep.
+    """Read what a sweep consists of, and how far each of its federations is.
+
+    Returns:
+        `sweep.json` with `status` (done, failed, todo), `message` and `seconds` in every run, as
+        the run's own folder tells them: no second record could disagree with it.
 
     Raises:
         OutputError: the folder holds no sweep.
     """
     path = folder / SWEEP
     try:
-        return results.read_json(path)
+        tree = results.read_json(path)
+        return {**tree, "runs": [{**run, **_state(folder / run["folder"])} for run in tree["runs"]]}
     except FileNotFoundError as error:
         raise OutputError(
             f"{folder} holds no {SWEEP}; give the output folder of `fedistill sweep`"
         ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{path} is not the record of a sweep: {error!r}") from error
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    if (folder / results.RESULT).is_file():
+        seconds = _result(folder)["seconds"]["total"]
+        return {"status": "done", "message": None, "seconds": seconds}
+    failure = results.read_failure(folder)
+    if failure is not None:
+        return {"status": "failed", "message": failure["message"], "seconds": None}
+    return {"status": "todo", "message": None, "seconds": None}
+
+
+def _result(folder: Path) -> dict[str, Any]:
+    path = folder / results.RESULT
+    try:
+        return results.read_json(path)
     except (OSError, ValueError) as error:
         raise OutputError(f"{path} cannot be read: {error}") from error
 
@@ -89,13 +113,9 @@ def rows(folder: Path) -> list[Row]:
     """List the sets of all federations that are done, in the order of the sweep."""
     found = []
     for run in read(folder)["runs"]:
-        path = folder / run["folder"] / results.RESULT
-        if run["status"] != "done" or not path.is_file():
+        if run["status"] != "done":
             continue
-        try:
-            result = results.read_json(path)
-        except (OSError, ValueError) as error:
-            raise OutputError(f"{path} cannot be read: {error}") from error
+        result = _result(folder / run["folder"])
         for ipc, scores in result["sets"].items():
             first = next(iter(scores["students"].values()))
             found.append(
@@ -164,6 +184,16 @@ def point(top1: Sequence[float]) -> Point:
     mean = sum(top1) / len(top1)
     spread = sum((value - mean) ** 2 for value in top1)
     return Point(mean, (spread / max(1, len(top1) - 1)) ** 0.5, len(top1))
+
+
+def lines(sweep: Mapping[str, Any]) -> list[Line]:
+    """List the lines that a sweep will have when it is done.
+
+    Args:
+        sweep: as `read` returns it.
+    """
+    axes = sweep["axes"]
+    return [Line(*values) for values in product(axes["distiller"], axes["alpha"], axes["ipc"])]
 
 
 def labels(lines: Iterable[Line]) -> dict[Line, str]:

@@ -307,6 +307,35 @@ class TrackingConfig:
     experiment: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """The axes of `fedistill sweep`; one left out has the experiment's own value alone.
+
+    `alpha` is that of a partition that has one; `iid` among its values is the even split.
+    `distiller` names methods: the experiment's own keeps its options, others have their defaults.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
+    clients: tuple[int, ...] = ()
+    ipc: tuple[int, ...] = ()
+    alpha: tuple[float | str, ...] = ()
+    distiller: tuple[str, ...] = ()
+    seed: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        axes: dict[str, tuple[Any, ...]] = vars(self)
+        twice = [f"{name} {list(values)}" for name, values in axes.items() if _repeats(values)]
+        odd = [value for value in self.alpha if isinstance(value, str) and value != "iid"]
+        check(
+            (not twice, f"{' and '.join(twice)} has a value twice; accepted: each value once"),
+            (not odd, f"alpha has {odd} in it; accepted: numbers above 0, and iid"),
+        )
+
+
+def _repeats(values: tuple[Any, ...]) -> bool:
+    return len(set(values)) < len(values)
+
+
 Baseline = Literal["random", "herding", "k_center", "hard_label", "ensemble", "full_data"]
 _CORESETS = ("random", "herding", "k_center")  # sets of real images, made by distillers so named
 
@@ -330,6 +359,7 @@ class Config:
     baselines: tuple[Baseline, ...] = ()
     federation: FederationConfig = field(default_factory=FederationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    sweep: SweepConfig | None = None
 
     def __post_init__(self) -> None:
         check(

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from fedistill import protocols, registry
 from fedistill.config import (
@@ -122,7 +122,7 @@ def shareable(config: Config) -> dict[str, Any]:
 def sha256(config: Config) -> str:
     """Hash a config: the same experiment has the same hash wherever it is recorded."""
     tree = shareable(config)
-    del tree["tracking"]
+    del tree["tracking"], tree["sweep"]
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
@@ -196,6 +196,9 @@ def _validate(tree: dict[str, Any], origin: str) -> Config:
     student = tree.get("student")
     if isinstance(student, dict) and "models" in student:
         student["models"] = _as_list(student["models"])
+    sweep = tree.get("sweep")
+    if isinstance(sweep, dict):
+        tree["sweep"] = {axis: _as_list(values) for axis, values in sweep.items()}
     if "baselines" in tree:
         tree["baselines"] = _as_list(tree["baselines"])
     config, found = _parse(Config, tree)
@@ -305,9 +308,9 @@ def _known_keys(kind: type[Any], path: Sequence[str | int]) -> set[str]:
     for part in path:
         if isinstance(part, int):
             continue
-        hints = {field.name: field for field in dataclasses.fields(kind)}
-        default = hints[str(part)].default_factory if str(part) in hints else None
-        kind = default if isinstance(default, type) else ModelConfig
+        hint = get_type_hints(kind).get(str(part), ModelConfig)
+        inside = (it for it in (hint, *get_args(hint)) if dataclasses.is_dataclass(it))
+        kind = next((it for it in inside if isinstance(it, type)), ModelConfig)
     return {field.name for field in dataclasses.fields(kind)}
 
 

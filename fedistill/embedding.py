@@ -46,6 +46,7 @@ def embed(
         ModelError: the network has no linear layer.
     """
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     spec = synthetic.spec
     stream = generator(seed, "embedding", len(synthetic))
@@ -65,5 +66,7 @@ def embed(
         max_iter=_ROUNDS,
         random_state=derive_seed(seed, "t-sne") % 2**32,
     )
-    points = torch.from_numpy(search.fit_transform(features.numpy()))
+    # Two threads that wait for each other on a busy machine take ten times as long as one.
+    with threadpool_limits(1):
+        points = torch.from_numpy(search.fit_transform(features.numpy()))
     return Embedding(points, labels, len(chosen))

@@ -10,6 +10,7 @@
     |   +-- OutputError        an output folder that is taken or cannot be written
     +-- RunError               the run itself failed: exit code 1
         +-- ClientsFailed      fewer good clients than `federation.min_clients`
+        +-- WorkerDied         a process of the simulation is gone, and what it would answer
         +-- WireError          a message that does not follow the contract
 
 A message says what was found, where, what is accepted and what to do.
@@ -57,6 +58,10 @@ class RunError(FedistillError):
 
 class ClientsFailed(RunError):
     """Fewer clients delivered than `federation.min_clients` asks for."""
+
+
+class WorkerDied(RunError):
+    """A process of the simulation died; the whole simulation has to be started again."""
 
 
 class WireError(RunError):

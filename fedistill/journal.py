@@ -137,6 +137,10 @@ class Journal:
         """Write tags of the experiment itself, such as its notes and its saved views."""
         self._append("experiment_tags", tags=_texts(tags))
 
+    def experiment_note(self, key: str, line: str) -> None:
+        """Write a line into the experiment's notes, in the place of an older one of this key."""
+        self._append("experiment_note", key=key, line=line)
+
     def child(
         self, run: str, name: str, role: str, params: Mapping[str, object] | None = None
     ) -> None:

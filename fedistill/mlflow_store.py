@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fedistill import mlflow_views
 from fedistill.errors import UserError
 from fedistill.journal import MAIN_RUN, Event, points, sqlite_path
 
@@ -102,6 +103,13 @@ class Store:
     def _on_experiment_tags(self, event: Event) -> None:
         for name, value in event["tags"].items():
             self._client.set_experiment_tag(self.experiment_id, name, value)
+
+    def _on_experiment_note(self, event: Event) -> None:
+        # Others have lines of their own in the same notes.
+        tags = self._client.get_experiment(self.experiment_id).tags
+        line = event["line"].replace(mlflow_views.EXPERIMENT_ID, self.experiment_id)
+        text = mlflow_views.with_note(tags.get(mlflow_views.NOTE_TAG, ""), event["key"], line)
+        self._client.set_experiment_tag(self.experiment_id, mlflow_views.NOTE_TAG, text)
 
     def _on_artifact(self, event: Event) -> None:
         path, run_id = self._folder / event["path"], self._run_id(event)

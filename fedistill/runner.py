@@ -10,7 +10,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +18,21 @@ from typing import Any, Literal
 
 import torch
 
-from fedistill import config_file, data, partition, planning, results, sources, tracking
+from fedistill import (
+    config_file,
+    data,
+    mlflow_schema,
+    partition,
+    planning,
+    results,
+    sources,
+    tracking,
+)
 from fedistill.config import Config
 from fedistill.display import ProgressDisplay
 from fedistill.errors import ConfigError, DataError, RunError, UserError
 from fedistill.journal import absolute_uri
-from fedistill.simulation import Simulation, federation_config
+from fedistill.simulation import Outcome, Simulation, federation_config
 from fedistill.store import VARIABLE as STORE_VARIABLE
 from fedistill.store import Store
 
@@ -39,22 +48,28 @@ def default_output(config: Config) -> Path:
     return Path("runs") / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def preflight(config: Config) -> None:
+def preflight(*configs: Config) -> None:
     """Find what would fail later: data, split, classes, models. Decodes the data set once.
+
+    Args:
+        *configs: of the run, or of all federations of a sweep.
 
     Raises:
         UserError: what is wrong, and what to do.
     """
-    if config.federation.gpus_per_client > 0 and not torch.cuda.is_available():
-        raise ConfigError(
-            f"federation.gpus_per_client is {config.federation.gpus_per_client:g} and torch sees "
-            "no GPU here; set it to 0, or mend the driver"
-        )
-    loaded = data.load(config.data, config.seed)
-    labels, spec = loaded.train.labels, loaded.spec
-    parts = partition.split(labels, spec.num_classes, config.partition, config.seed)
-    planning.check(config, spec)
-    planning.plans(config, spec, dict(enumerate(parts.histograms(labels, spec.num_classes))))
+    known: tuple[Any, data.Data] | None = None
+    for config in configs:
+        if config.federation.gpus_per_client > 0 and not torch.cuda.is_available():
+            raise ConfigError(
+                f"federation.gpus_per_client is {config.federation.gpus_per_client:g} and torch "
+                "sees no GPU here; set it to 0, or mend the driver"
+            )
+        if known is None or known[0] != (config.data, config.seed):
+            known = (config.data, config.seed), data.load(config.data, config.seed)
+        labels, spec = known[1].train.labels, known[1].spec
+        parts = partition.split(labels, spec.num_classes, config.partition, config.seed)
+        planning.check(config, spec)
+        planning.plans(config, spec, dict(enumerate(parts.histograms(labels, spec.num_classes))))
 
 
 def run(config: Config, output: Path, backend: str, store: Path | None = None) -> dict[str, Any]:
@@ -73,26 +88,32 @@ def run(config: Config, output: Path, backend: str, store: Path | None = None) -
     started_at = time.time()
     output = output.absolute()
     results.check_free(output)
-    kept = (Store(store) if store else Store.from_environment()).opened()
-    config = _with_absolute_paths(config)
+    if config.sweep is not None:
+        raise ConfigError(
+            "the config has a section `sweep`, and `fedistill run` makes one experiment; use "
+            "`fedistill sweep`, or --set sweep=null"
+        )
+    config = with_absolute_paths(config)
     run_config = {
         "config-yaml": config_file.dump(config),
-        "output-dir": str(output),
         "started-at": str(started_at),
-        # Of this process: the ServerApp runs a copy of the code, in another folder.
-        "source-json": json.dumps(tracking.source_tags()),
-        "tracking-uri": absolute_uri(config.tracking.uri)
-        if config.tracking.uri
-        else tracking.default_uri(Path.cwd()),
+        **surroundings(config, output),
     }
+
+    def prepare() -> None:
+        preflight(config)
+        if config.tracking.enabled:
+            mlflow_schema.check_store(run_config["tracking-uri"])
+        results.claim(output, run_config["config-yaml"])
+
     try:
-        with _variable(STORE_VARIABLE, kept.folder):
-            if backend == "local":
-                preflight(config)
-                results.claim(output, run_config["config-yaml"])
-                _run_local(config, output, run_config)
-            else:
-                _run_flower(config, output, run_config)
+        with using_store(store):
+            outcome = execute(config, output, run_config, backend, prepare)
+            raise_failure(output)
+            if outcome is not None and outcome.status != "completed":
+                raise RunError(_end(outcome, output))
+            if not (output / results.RESULT).is_file():
+                raise RunError(f"the run left no {results.RESULT}; its log is in {output / _LOG}")
     except BaseException as error:
         status: Literal["KILLED", "FAILED"] = "FAILED" if isinstance(error, Exception) else "KILLED"
         tracking.close_if_open(output, status, send=config.tracking.enabled)
@@ -101,7 +122,59 @@ def run(config: Config, output: Path, backend: str, store: Path | None = None) -
     return result
 
 
-def _run_flower(config: Config, output: Path, run_config: dict[str, str]) -> None:
+def surroundings(config: Config, output: Path) -> dict[str, str]:
+    """Return what the ServerApp is told beside the experiment itself."""
+    return {
+        "output-dir": str(output),
+        # Of this process: the ServerApp runs a copy of the code, in another folder.
+        "source-json": json.dumps(tracking.source_tags()),
+        "tracking-uri": absolute_uri(config.tracking.uri)
+        if config.tracking.uri
+        else tracking.default_uri(Path.cwd()),
+    }
+
+
+@contextmanager
+def using_store(store: Path | None) -> Iterator[Store]:
+    """Let all processes of a run find the artefact store.
+
+    Args:
+        store: its folder; None: the one that FEDISTILL_STORE names, if any.
+    """
+    kept = (Store(store) if store else Store.from_environment()).opened()
+    with _variable(STORE_VARIABLE, kept.folder):
+        yield kept
+
+
+def execute(
+    config: Config,
+    output: Path,
+    run_config: Mapping[str, str],
+    backend: str,
+    prepare: Callable[[], None],
+) -> Outcome | None:
+    """Start both apps once, and wait for their end.
+
+    Args:
+        config: says how many clients there are, and what each may use.
+        output: for the log and the progress.
+        run_config: for the ServerApp.
+        backend: "flower" or "local".
+        prepare: checks the input and claims the output folder, before anything is written there.
+
+    Returns:
+        How Flower says the run ended; None for the local backend, which raises.
+    """
+    if backend == "local":
+        prepare()
+        _run_local(config, output, run_config)
+        return None
+    return _run_flower(config, output, run_config, prepare)
+
+
+def _run_flower(
+    config: Config, output: Path, run_config: Mapping[str, str], prepare: Callable[[], None]
+) -> Outcome:
     resources = (
         config.partition.clients,
         config.federation.cpus_per_client,
@@ -112,28 +185,28 @@ def _run_flower(config: Config, output: Path, run_config: dict[str, str]) -> Non
         # The SuperLink takes seconds to start: let it, while the config is being checked.
         environment = {_PROGRESS: str(output / "progress.jsonl")}
         with Simulation(Path(scratch), environment) as simulation:
-            preflight(config)
-            results.claim(output, run_config["config-yaml"])
+            prepare()
             with (
                 _display(output, config.partition.clients) as display,
                 _Log(output, display) as log,
             ):
-                outcome = simulation.run(
+                return simulation.run(
                     run_config=run_config,
                     num_clients=config.partition.clients,
                     cpus_per_client=config.federation.cpus_per_client,
                     gpus_per_client=config.federation.gpus_per_client,
                     on_line=log.line,
                 )
-    _raise_failure(output)
-    if outcome.status != "completed" or not (output / results.RESULT).is_file():
-        raise RunError(
-            f"the Flower run ended as '{outcome.status}': {outcome.details or 'no details'}; "
-            f"its log is in {output / _LOG}"
-        )
 
 
-def _with_absolute_paths(config: Config) -> Config:
+def _end(outcome: Outcome, output: Path) -> str:
+    return (
+        f"the Flower run ended as '{outcome.status}': {outcome.details or 'no details'}; "
+        f"its log is in {output / _LOG}"
+    )
+
+
+def with_absolute_paths(config: Config) -> Config:
     """Make paths of data folders absolute: the processes of a simulation live in another folder."""
     config = replace(config, data=replace(config.data, name=_absolute(config.data.name)))
     if config.cotrain is None or config.cotrain.options.get("public") is None:
@@ -160,7 +233,7 @@ class _Log:
         self._shown = False
 
     def __enter__(self) -> "_Log":
-        self._file = self._path.open("w", encoding="utf-8", buffering=1)
+        self._file = self._path.open("a", encoding="utf-8", buffering=1)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -179,7 +252,7 @@ class _Log:
             self._display.log(line)
 
 
-def _run_local(config: Config, output: Path, run_config: dict[str, str]) -> None:
+def _run_local(config: Config, output: Path, run_config: Mapping[str, str]) -> None:
     local = importlib.import_module("strategies.local")
     server_app = importlib.import_module("strategies.server_app").app
     client_app = importlib.import_module("fedistill.client_app").app
@@ -187,7 +260,8 @@ def _run_local(config: Config, output: Path, run_config: dict[str, str]) -> None
         local.run(server_app, client_app, config.partition.clients, run_config)
 
 
-def _raise_failure(output: Path) -> None:
+def raise_failure(output: Path) -> None:
+    """Raise again what ended a run in another process."""
     failure = results.read_failure(output)
     if failure is not None:
         kind = UserError if failure["user_error"] else RunError

@@ -36,6 +36,7 @@ _METHODS = (
 _SOURCES: Mapping[str, tuple[str, ...]] = {
     "teacher": _TRAINING,
     "share": (*_TRAINING, *_METHODS),
+    "batch": (*_TRAINING, *_METHODS),
     "student": (*_TRAINING, "losses/soft_labels", "sets", "student"),
     "whitening": ("whitening",),
 }

@@ -1,16 +1,18 @@
 """What the commands print: tables for a terminal, drawn with rich."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from fedistill import tracking
+from fedistill import comparison, display, mlflow_views, tracking
 from fedistill.sets import SyntheticSet
 from fedistill.student import Score
+from fedistill.sweep import Plan
 
+FLOWER_START_S = 25  # of a simulation, on two cores
 _BASELINES = {
     "random": "random real images, same labels",
     "herding": "real images by herding, same labels",
@@ -84,6 +86,62 @@ def print_scores(scores: Mapping[str, Score], folder: Path) -> None:
     for name, score in scores.items():
         table.add_row(name, *_numbers(score.as_dict()))
     Console().print(table)
+
+
+def print_sweep(state: Mapping[str, Any], folder: Path) -> None:
+    """Print accuracy over the number of clients, one column for each line of a sweep."""
+    console = Console()
+    rows = comparison.rows(folder)
+    curves = comparison.curves(rows)
+    labels = comparison.labels(comparison.lines(state))
+    table = Table(title=f"{state['name']}: top-1 % over clients", title_justify="left")
+    table.add_column("clients", justify="right")
+    for line in curves:
+        table.add_column(labels[line], justify="right")
+    table.add_column("teachers", justify="right")
+    for clients in state["axes"]["clients"]:
+        points = [curve.get(clients) for curve in curves.values()]
+        teachers = [it.teachers for it in rows if it.clients == clients and it.teachers is not None]
+        table.add_row(
+            str(clients),
+            *[f"{it.mean:.2f} ± {it.std:.2f}" if it else "" for it in points],
+            f"{sum(teachers) / len(teachers):.2f}" if teachers else "",
+        )
+    console.print(table)
+    done = [run for run in state["runs"] if run["status"] == "done"]
+    took = display.format_seconds(state["seconds"])
+    console.print(f"{len(done)} of {len(state['runs'])} federations are done, in {took}")
+    console.print(f"results: {folder}", highlight=False, soft_wrap=True)
+    console.print(f"page:    fedistill report {folder}", highlight=False, soft_wrap=True)
+    stored = tracking.stored_run(folder)
+    if stored is not None:
+        page = mlflow_views.lines_page(state["sweep_id"], stored.experiment_id)
+        command = tracking.ui_command(stored.tracking_uri, page=page)
+        console.print(f"MLflow:  {command}", highlight=False, soft_wrap=True, markup=False)
+
+
+def print_plans(plans: Sequence[Plan], seconds: Sequence[float]) -> None:
+    """Print what a sweep would do."""
+    table = Table(title="What is left to do", title_justify="left")
+    for name in ("federation", "IPC", "state", "in the store", "about"):
+        table.add_column(name, justify="right" if name == "about" else "left", overflow="fold")
+    for it, took in zip(plans, seconds, strict=True):
+        config = it.federation.config
+        number = config.partition.clients
+        kept = f"{it.teachers} of {number} teachers, {it.shares} shares" if it.teachers else ""
+        table.add_row(
+            it.federation.folder,
+            ", ".join(map(str, config.distill.ipc)),
+            it.status,
+            kept,
+            display.format_seconds(took) if took else "",
+        )
+    Console().print(table)
+    left = sum(it.status != "done" for it in plans)
+    start = display.format_seconds(sum(seconds) + (FLOWER_START_S if left else 0))
+    print(
+        f"{left} of {len(plans)} federations are left: about {start}, the start of Flower included"
+    )
 
 
 def print_set(synthetic: SyntheticSet, folder: Path) -> None:

@@ -193,11 +193,17 @@ def stored_run(folder: Path) -> StoredRun | None:
     return StoredRun(state["tracking_uri"], state["experiment_id"], state["run_id"])
 
 
-def ui_command(uri: str, experiment_id: str | None = None) -> str:
-    """Return the line that opens MLflow's pages: a command, or the address of a server."""
+def ui_command(uri: str, experiment_id: str | None = None, page: str = "") -> str:
+    """Return the line that opens MLflow's pages: a command, or the address of a server.
+
+    Args:
+        uri: of the store.
+        experiment_id: opens on the runs of this experiment.
+        page: opens there instead: the part of an address behind the server's.
+    """
     # Without workflowType an experiment opens on the empty page for language models.
-    page = f"/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
-    link = page if experiment_id is not None else ""
+    runs = f"/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+    link = page or (runs if experiment_id is not None else "")
     uri = without_secrets(uri)
     if uri.startswith(("http://", "https://")):
         return uri.rstrip("/") + link

@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 
 from fedistill import wire
 from fedistill.config import Config
-from fedistill.errors import ClientsFailed, RunError
+from fedistill.errors import ClientsFailed, WorkerDied
 
 _NODE_POLL_S = 0.2
 _NODE_WAIT_S = 120.0  # a simulation registers its nodes after the ServerApp has started
@@ -108,7 +108,7 @@ class Exchange:
             asked: who should have answered; who did not has failed.
 
         Raises:
-            RunError: a worker of the simulation died, which makes further replies worthless.
+            WorkerDied: a worker of the simulation died, which makes further replies worthless.
         """
         contents = {}
         for reply in replies:
@@ -118,7 +118,7 @@ class Exchange:
                 self.traffic.count(self.traffic.up, client, stage, wire.size(reply.content))
                 contents[client] = reply.content
             elif reply.error.code == _UNKNOWN_ERROR:
-                raise RunError(
+                raise WorkerDied(
                     f"the worker process of client {client} died ({reply.error.reason}); if the "
                     "machine ran out of memory, raise federation.cpus_per_client so that fewer "
                     "clients run at once, and run again"

@@ -12,12 +12,14 @@ from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 
-from fedistill import config_file, data, evaluation, partition, results, training
+from fedistill import comparison, config_file, data, evaluation, partition, results, training
 from fedistill.config import Config
 from fedistill.cores import set_threads
+from fedistill.errors import WorkerDied
 from fedistill.evaluation import Evaluator, Scores
 from fedistill.progress import Progress
 from fedistill.store import Store
+from fedistill.sweep_record import SweepRecord
 from fedistill.tracking import Journal, MlflowSink
 from fedistill.training import device_for, resolve_precision
 from strategies.base import FedDistill
@@ -33,17 +35,58 @@ _LAST_DELIVERY_S = 60.0  # how long a finished run waits for MLflow
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run one experiment; results go to the output folder that the run config names."""
-    config = config_file.loads(str(context.run_config["config-yaml"]))
-    output = Path(str(context.run_config["output-dir"]))
+    """Run one experiment, or all that are left of a sweep; the run config names the folder."""
+    run_config = {key: str(value) for key, value in context.run_config.items()}
     for handler in logging.getLogger("flwr").handlers:  # our warnings then look like Flower's,
         logging.getLogger("fedistill").addHandler(handler)  # which the command shows
+    output = Path(run_config["output-dir"])
+    if run_config.get("sweep"):
+        _sweep(output, run_config, grid)
+        return
+    config = config_file.loads(run_config["config-yaml"])
     try:
-        run_config = {key: str(value) for key, value in context.run_config.items()}
         _tracked(config, output, run_config, grid)
     except Exception as error:
         results.write_failure(output, error)
         raise
+
+
+def _sweep(folder: Path, run_config: Mapping[str, str], grid: Grid) -> None:
+    """Run one federation after the other; one that fails is noted, and the next one begins."""
+    config = config_file.load(folder / results.CONFIG)
+    sweep = comparison.read(folder)
+    left = [run for run in sweep["runs"] if run["status"] == "todo"]
+    journal = Journal(folder)
+    record = SweepRecord(folder, config, journal)
+    source = json.loads(run_config["source-json"])
+    record.start(run_config["dataset"], run_config["tracking-uri"], source)
+    sink = MlflowSink(folder, warn=lambda text: log(WARNING, text))
+    if config.tracking.enabled:
+        sink.start()
+    progress = Progress("sweep")
+    own = {**source, "sweep_id": sweep["sweep_id"]}
+    done, total = 0, sum(run["work"] for run in left)
+    status: Literal["FINISHED", "FAILED"] = "FAILED"
+    try:
+        for number, run in enumerate(left, start=1):
+            progress.report("sweep", done, total, f"{number} of {len(left)}: {run['folder']}")
+            output = folder / run["folder"]
+            now = {"started-at": str(time.time()), "source-json": json.dumps(own)}
+            try:
+                one = config_file.load(output / results.CONFIG)
+                _tracked(one, output, {**run_config, **now}, grid)
+            except WorkerDied:  # nothing that this simulation says can be relied on any more
+                raise
+            except Exception as error:
+                results.write_failure(output, error)
+                log(WARNING, "%s failed and is left out: %s", run["folder"], error)
+            record.update()
+            done += run["work"]
+        progress.report("sweep", total, total)
+        status = "FINISHED"
+    finally:
+        journal.end(status)
+        sink.close(_LAST_DELIVERY_S)
 
 
 def choose_strategy(config: Config) -> type[FedDistill]:

@@ -144,6 +144,10 @@ def sweep_folder(
                     why = (failed or {}).get((n, seed))
                     if why is None:
                         run_folder(folder / place, clients=n, seed=seed, ipc=ipc, **run)
+                    else:
+                        (folder / place).mkdir(parents=True)
+                        failure = {"error": "Oh", "user_error": False, "message": why}
+                        (folder / place / "failure.json").write_text(json.dumps(failure))
                     runs.append(
                         {
                             "folder": place,
@@ -151,9 +155,6 @@ def sweep_folder(
                             "alpha": alpha,
                             "distiller": distiller,
                             "seed": seed,
-                            "status": "failed" if why else "done",
-                            "message": why,
-                            "seconds": 60.0,
                         }
                     )
     state = {

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,8 @@ class Task:
         dtype: convolutions may run in this type where the maths allows it.
         regularizers: extra loss terms with their weights.
         report: called with iterations done, iterations in all, and the loss, where there is one.
+        recall: returns a batch that was made before, by what decides it beside this task's
+            client, teachers and options; or makes it and keeps it.
     """
 
     counts: Sequence[int]
@@ -55,6 +57,9 @@ class Task:
     dtype: torch.dtype = torch.float32
     regularizers: Sequence[tuple[float, Regularizer]] = ()
     report: Callable[[int, int, float | None], None] = field(default=lambda done, total, loss: None)
+    recall: Callable[[Mapping[str, Any], Callable[[], "Batch"]], "Batch"] = field(
+        default=lambda key, make: make()
+    )
 
     def stream(self, *path: str | int) -> torch.Generator:
         """Return a generator of this client's for one stage."""
@@ -86,6 +91,13 @@ class Task:
     def labels(self) -> Tensor:
         """Hard labels of the images wanted, class by class, int64 [M]."""
         return torch.repeat_interleave(torch.arange(len(self.counts)), torch.tensor(self.counts))
+
+
+class Batch(NamedTuple):
+    """Images that were optimised together, uint8 [B, C, H, W], and their (iteration, loss)."""
+
+    images: Tensor
+    curve: list[tuple[int, float]]
 
 
 @dataclass(frozen=True)
@@ -189,19 +201,26 @@ class Progress:
         self._task = task
         self._total = total
         self._first = total if first is None else first
-        self._done = 0
+        self.done = 0
+
+    def skip(self, steps: int, curve: Sequence[tuple[int, float]]) -> None:
+        """Pass over iterations that were made before; the first ones bring their curve along."""
+        if self.done == 0:
+            self.curve = list(curve)
+        self.done += steps
+        self._task.report(self.done, self._total, None)
 
     def step(self, loss: Tensor) -> None:
         """Note one iteration with its loss, a scalar."""
-        step = self._done
-        self._done += 1
+        step = self.done
+        self.done += 1
         every = max(1, self._first // _CURVE_POINTS)
-        if step % every and (step + 1) % self._first and self._done < self._total:
+        if step % every and (step + 1) % self._first and self.done < self._total:
             return  # reading the loss makes a GPU wait
         value = loss.item()
         if step < self._first:
             self.curve.append((step, value))
-        self._task.report(self._done, self._total, value)
+        self._task.report(self.done, self._total, value)
 
 
 class Trace:

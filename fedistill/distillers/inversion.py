@@ -6,16 +6,17 @@ pixels, and what leaves the range of pixels is clipped. A method is its options 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from fedistill import crops
 from fedistill.crops import ViewOptions
-from fedistill.distillers.base import Distilled, Distiller, Progress, Task, real_images
+from fedistill.distillers.base import Batch, Distilled, Distiller, Progress, Task, real_images
 from fedistill.images import DataSpec
 from fedistill.rules import Rule, above_zero, at_least, check, part
 from fedistill.training import learning_rate_factor, set_learning_rate
@@ -93,6 +94,15 @@ class Inversion(Distiller):
         """Only a start from real images shows any."""
         return self.init == "real"
 
+    @property
+    def batches_stand_alone(self) -> bool:
+        """Whether nothing of one batch is carried into the next.
+
+        A batch that was made for a smaller set, or before a run was cut short, is then taken as
+        it is.
+        """
+        return False
+
     @abstractmethod
     def objective(self, task: Task) -> Objective:
         """Make the objective of one client; measures its real data where that is needed."""
@@ -111,7 +121,12 @@ class Inversion(Distiller):
         )
         for number, index in enumerate(batches):
             start = None if real is None else spec.normalise(real[index])
-            images[index] = run.batch(labels[index], number, start)
+            make = partial(run.batch, labels[index], number, start)
+            if self.batches_stand_alone and not task.regularizers:
+                key = {"batch": number, "labels": labels[index].tolist()}
+                images[index] = run.recalled(key, make)
+            else:
+                images[index] = make().images
         return Distilled(images, run.progress.curve)
 
     def _batches(self, counts: Sequence[int]) -> list[Tensor]:
@@ -139,8 +154,16 @@ class _Run:
         self._views = options.views(task.spec)
         self._outside = task.spec.outside(task.device) if options.shift else None
 
-    def batch(self, labels: Tensor, number: int, start: Tensor | None) -> Tensor:
-        """Optimise one batch from noise or from a start [B, C, H, W]; return uint8 images."""
+    def recalled(self, key: Mapping[str, Any], make: Callable[[], Batch]) -> Tensor:
+        """Return the images of a batch that was made before, or make it."""
+        before = self.progress.done
+        found = self._task.recall(key, make)
+        if self.progress.done == before:
+            self.progress.skip(self._options.iterations, found.curve)
+        return found.images
+
+    def batch(self, labels: Tensor, number: int, start: Tensor | None) -> Batch:
+        """Optimise one batch from noise or from a start [B, C, H, W]."""
         options, spec, device = self._options, self._task.spec, self._task.device
         stream = self._task.stream("batch", number)
         noise = torch.randn((len(labels), spec.channels, spec.size, spec.size), generator=stream)
@@ -159,7 +182,8 @@ class _Run:
             optimizer.step()
             spec.clamp_(images)
             self.progress.step(loss)
-        return spec.to_uint8(images.detach()).cpu()
+        curve = self.progress.curve if number == 0 else []
+        return Batch(spec.to_uint8(images.detach()).cpu(), curve)
 
     def _camera(self, count: int, stream: torch.Generator) -> Show:
         """Draw the views of one iteration; return what shows images under them."""

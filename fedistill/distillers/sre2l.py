@@ -57,6 +57,11 @@ class SRe2L(Inversion):
         """The statistics of BatchNorm layers are what is matched."""
         return True
 
+    @property
+    def batches_stand_alone(self) -> bool:
+        """Every batch has its own noise and its own views."""
+        return True
+
     def objective(self, task: Task) -> Objective:
         """Measure each class's statistics, if they are to be matched."""
         return _Alignment(self, task)
@@ -69,11 +74,11 @@ class _Alignment(Objective):
         self._options = options
         self._teachers = task.teachers
         self._real = [_class_statistics(options, task, teacher) for teacher in task.teachers]
-        self._iteration = 0
 
     def start(self, labels: Tensor, number: int) -> None:
         """See `Objective`."""
         self._labels = labels
+        self._iteration = number * self._options.iterations  # the count of teachers runs on
         self._alignments = [
             BatchNormAlignment(
                 batch_norms(teacher),

@@ -53,7 +53,7 @@ def build(folder: Path, output: Path) -> Page:
     done = len({row.folder for row in rows})
     sections = [
         *(_results(state, rows) if rows else []),
-        Section("Failed or missing", _missing(folder, state)),
+        Section("Failed or missing", _missing(state)),
         *(_setting(folder, state, rows) if rows else []),
         Section("Files", [Links(_links(folder, state, output))]),
         Section("Do it again", _again(folder, state, rows)),
@@ -245,16 +245,11 @@ def _partitions(rows: Iterable[Row]) -> list[Image | None]:
     ]
 
 
-def _missing(folder: Path, state: Mapping[str, Any]) -> list[Block]:
+def _missing(state: Mapping[str, Any]) -> list[Block]:
     rows = [
-        [run["status"], run.get("message") or "-", run["folder"]]
+        [run["status"], run["message"] or "-", run["folder"]]
         for run in state["runs"]
         if run["status"] != "done"
-    ]
-    rows += [
-        ["lost", f"it was done, and {results.RESULT} is no longer there", run["folder"]]
-        for run in state["runs"]
-        if run["status"] == "done" and not (folder / run["folder"] / results.RESULT).is_file()
     ]
     return [Table(["status", "message", "federation"], rows, names=3)] if rows else []
 

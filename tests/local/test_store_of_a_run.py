@@ -1,11 +1,13 @@
 """A run that finds its teachers and shares in the store: the same set, and it says so."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes import tiny_config
 
 from fedistill import client, runner, tables
+from fedistill.distillers import inversion
 from fedistill.distillers.sre2l import SRe2L
 
 CONFIG = tiny_config(partition={"clients": 3}, federation={"min_clients": 3})
@@ -32,3 +34,72 @@ def test_a_second_run_reads_what_the_first_one_made(
     told = [line for line in capsys.readouterr().out.splitlines() if "from the store" in line]
     assert len([line for line in told if "squeeze of 3" in line]) == 1
     assert any(line.startswith("client 0  recover  100%") for line in told)
+
+
+BATCHES = {"distill": {"ipc": [1], "iterations": 3, "batch_size": 10}, "partition": {"clients": 1}}
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Count the batches that are optimised."""
+    made: list[int] = []
+    real = inversion._Run.batch
+
+    def batch(self: Any, labels: Any, number: int, start: Any) -> Any:
+        made.append(number)
+        return real(self, labels, number, start)
+
+    monkeypatch.setattr(inversion._Run, "batch", batch)
+    return made
+
+
+def test_a_larger_set_begins_with_the_batches_of_a_smaller_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made = counted(monkeypatch)
+    store = tmp_path / "store"
+    large = tiny_config(**{**BATCHES, "distill": {**BATCHES["distill"], "ipc": [3]}})
+    fresh = runner.run(large, tmp_path / "fresh", "local")
+    assert made == [0, 1, 2]
+    runner.run(tiny_config(**BATCHES), tmp_path / "small", "local", store)
+    made.clear()
+    grown = runner.run(large, tmp_path / "grown", "local", store)
+    assert made == [1, 2]
+    assert grown["sets"]["3"]["sha256"] == fresh["sets"]["3"]["sha256"]
+    assert grown["from_store"]["recover"] == [0]
+
+
+def test_a_run_that_was_cut_short_goes_on_behind_its_last_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made = counted(monkeypatch)
+    config = tiny_config(**{**BATCHES, "distill": {**BATCHES["distill"], "ipc": [3]}})
+    real = inversion._Run.batch
+
+    def dies(self: Any, labels: Any, number: int, start: Any) -> Any:
+        if number == 2:
+            raise KeyboardInterrupt
+        return real(self, labels, number, start)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inversion._Run, "batch", dies)
+        with pytest.raises(KeyboardInterrupt):
+            runner.run(config, tmp_path / "cut", "local", tmp_path / "store")
+    made.clear()
+    again = runner.run(config, tmp_path / "again", "local", tmp_path / "store")
+    assert made == [2]
+    assert again["seconds"]["recover"] > 0
+
+
+def test_a_term_that_counts_steps_is_given_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made = counted(monkeypatch)
+    term = [{"name": "total_variation", "weight": 0.1}]
+    config = tiny_config(**{**BATCHES, "distill": {**BATCHES["distill"], "regularizers": term}})
+    runner.run(config, tmp_path / "a", "local", tmp_path / "store")
+    more = tiny_config(
+        **{**BATCHES, "distill": {**BATCHES["distill"], "regularizers": term, "ipc": [2]}}
+    )
+    made.clear()
+    runner.run(more, tmp_path / "b", "local", tmp_path / "store")
+    assert made == [0, 1]

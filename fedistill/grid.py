@@ -1,0 +1,174 @@
+"""The federations of a sweep: one for each choice of clients, alpha, distiller and seed.
+
+Every federation makes the sets of all IPC at once, since they share teachers and images.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from fedistill import config_file
+from fedistill.config import Config, SweepConfig
+from fedistill.errors import ConfigError
+
+_KINDS: Mapping[str, Callable[[str], Any]] = {
+    "clients": int,
+    "ipc": int,
+    "alpha": lambda text: text if text == "iid" else float(text),
+    "distiller": str,
+    "seed": int,
+}
+_ACCEPTED = {
+    "clients": "whole numbers",
+    "ipc": "whole numbers",
+    "alpha": "numbers, or iid,",
+    "distiller": "names",
+    "seed": "whole numbers",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Federation:
+    """One run of a sweep.
+
+    Attributes:
+        config: of the run.
+        folder: its output folder, below that of the sweep; says which run it is.
+    """
+
+    config: Config
+    folder: str
+
+    @property
+    def alpha(self) -> float | None:
+        """Of the partition, if it has one."""
+        return self.config.partition.alpha
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what tells this federation from the others."""
+        return {
+            "folder": self.folder,
+            "clients": self.config.partition.clients,
+            "alpha": self.alpha,
+            "distiller": self.config.distill.name,
+            "seed": self.config.seed,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """A sweep before it runs.
+
+    Attributes:
+        base: the config that the axes change.
+        axes: the values of each.
+        federations: in the order they run: a seed's whole comparison before the next seed.
+    """
+
+    base: Config
+    axes: dict[str, list[Any]]
+    federations: list[Federation]
+
+
+def load(path: Path, overrides: Sequence[str] = (), axes: SweepConfig | None = None) -> Grid:
+    """Read a config and spread its axes.
+
+    Args:
+        path: a YAML file; its section `sweep` may name axes.
+        overrides: as for `config_file.load`.
+        axes: of the command line; they replace those of the file.
+
+    Raises:
+        ConfigError: a config of the grid is not accepted, or there is nothing to compare.
+    """
+    base = config_file.load(path, overrides)
+    found = _axes(base, axes)
+    if not any(found.values()):
+        raise ConfigError(
+            f"{path} names no axis to sweep over, and neither does the command; give one, for "
+            "example --clients 1,2,5 --ipc 1,10, or a section `sweep` in the config"
+        )
+    base_alpha: list[Any] = [None]
+    values = {
+        "clients": found["clients"] or [base.partition.clients],
+        "ipc": found["ipc"] or [*base.distill.ipc],
+        "alpha": found["alpha"] or base_alpha,
+        "distiller": found["distiller"] or [base.distill.name],
+        "seed": found["seed"] or [base.seed],
+    }
+    federations = []
+    for seed, distiller, alpha, clients in product(
+        values["seed"], values["distiller"], values["alpha"], values["clients"]
+    ):
+        own = [
+            "sweep=null",
+            f"seed={seed}",
+            f"partition.clients={clients}",
+            *_partition(base, alpha),
+            *_distill(base, distiller, values["ipc"]),
+        ]
+        config = config_file.load(path, [*overrides, *own])
+        federations.append(Federation(config=config, folder=_folder(config, found)))
+    resolved = {**values, "alpha": list(dict.fromkeys(item.alpha for item in federations))}
+    return Grid(base=replace(base, sweep=None), axes=resolved, federations=federations)
+
+
+def parse_axes(texts: Mapping[str, str | None]) -> SweepConfig:
+    """Read the axes of a command line: values with commas between them.
+
+    Raises:
+        ConfigError: a value is not of its axis.
+    """
+    values: dict[str, Any] = {}
+    for name, text in texts.items():
+        items = [item.strip() for item in (text or "").split(",") if item.strip()]
+        if text is not None and not items:
+            raise ConfigError(f"--{name} is empty; accepted: values with commas between them")
+        try:
+            values[name] = tuple(_KINDS[name](item) for item in items)
+        except ValueError as error:
+            raise ConfigError(
+                f"--{name} is '{text}' ({error}); accepted: {_ACCEPTED[name]} with commas between"
+            ) from error
+    try:
+        return SweepConfig(**values)
+    except ValueError as error:
+        raise ConfigError(f"the axes of the sweep: {error}") from error
+
+
+def _axes(base: Config, own: SweepConfig | None) -> dict[str, list[Any]]:
+    """Return the values given for each axis: those of the command line, else of the file."""
+    sections = [section for section in (own, base.sweep) if section is not None]
+    return {
+        name: next((list(values) for it in sections if (values := getattr(it, name))), [])
+        for name in _KINDS
+    }
+
+
+def _partition(base: Config, alpha: float | str | None) -> list[str]:
+    """Return the overrides for one alpha; a split that has none becomes Dirichlet's."""
+    if alpha is None:
+        return []
+    if alpha == "iid":
+        return ["partition.name=iid", "partition.alpha=null"]
+    name = "dirichlet" if base.partition.alpha is None else base.partition.name
+    return [f"partition.name={name}", f"partition.alpha={alpha}"]
+
+
+def _distill(base: Config, name: str, sizes: Sequence[int]) -> list[str]:
+    """Return the overrides for one distiller: options are those of the config's own alone."""
+    if name == base.distill.name:
+        return [f"distill.ipc={list(sizes)}"]
+    return [f"distill={{name: {name}, ipc: {list(sizes)}}}"]
+
+
+def _folder(config: Config, axes: dict[str, list[Any]]) -> str:
+    parts = [f"clients-{config.partition.clients:02d}"]
+    if axes["alpha"]:
+        alpha = config.partition.alpha
+        parts.append("iid" if alpha is None else f"alpha-{alpha:g}")
+    if axes["distiller"]:
+        parts.append(config.distill.name)
+    return f"runs/{'_'.join([*parts, f'seed-{config.seed}'])}"

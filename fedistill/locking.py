@@ -1,0 +1,72 @@
+"""One process at a time for a folder, and a word to the others about who that is."""
+
+import contextlib
+import getpass
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from fedistill.errors import OutputError
+
+_LOCK, _OWNER = ".sweep.lock", ".sweep-owner.json"
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path, what: str) -> Iterator[None]:
+    """Hold a folder for one sweep; it is free again when its process dies.
+
+    Args:
+        folder: is there already.
+        what: for the message, for example "the artefact store".
+
+    Raises:
+        OutputError: another sweep holds it; the message says which process.
+    """
+    import filelock
+
+    lock = filelock.FileLock(folder / _LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise OutputError(
+            f"{what} {folder} is in use by another sweep ({_owner(folder)}); wait for it to end, "
+            "stop it, or choose another folder; nothing was changed"
+        ) from None
+    except OSError as error:
+        raise OutputError(f"{what} {folder} cannot be written: {error}") from error
+    owner = folder / _OWNER
+    try:
+        owner.write_text(json.dumps(_myself()), encoding="utf-8")
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
+
+
+def _myself() -> dict[str, str | int]:
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container may run under a uid without a name
+        user = "unknown"
+    return {
+        "pid": os.getpid(),
+        "user": user,
+        "host": socket.gethostname(),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def _owner(folder: Path) -> str:
+    try:
+        found = json.loads((folder / _OWNER).read_text(encoding="utf-8"))
+        return (
+            f"process {found['pid']} of {found['user']} on {found['host']} since "
+            f"{found['since']}: {found['command']}"
+        )
+    except (OSError, ValueError, KeyError, TypeError):  # it has only just begun
+        return "its process is not known yet"

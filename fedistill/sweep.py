@@ -1,0 +1,346 @@
+"""Run a sweep: every federation of a grid, with Flower started once for all of them.
+
+The folder of a sweep holds `sweep.json`, which says what it consists of, and the output folder of
+each federation below `runs/`. How far it is stands in these folders alone, so that a sweep that was
+killed goes on where it was: what is done stays, what has failed or was cut short is done again, and
+teachers, shares and students come from the artefact store.
+"""
+
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from fedistill import (
+    client,
+    comparison,
+    config_file,
+    data,
+    estimate,
+    mlflow_schema,
+    partition,
+    planning,
+    results,
+    runner,
+    tracking,
+)
+from fedistill.errors import OutputError, RunError
+from fedistill.estimate import Load
+from fedistill.grid import Federation, Grid
+from fedistill.locking import exclusive
+from fedistill.store import Store
+
+STORE = "store"  # below the sweep's folder, where no other is named
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is left to do for one federation.
+
+    Attributes:
+        federation: of the grid.
+        status: done, failed (before, and to be done again) or todo.
+        load: what is not in the store yet; nothing for one that is done.
+        teachers: clients whose teachers are in the store.
+        shares: clients whose images are there too.
+    """
+
+    federation: Federation
+    status: str
+    load: Load
+    teachers: int
+    shares: int
+
+
+def default_output(grid: Grid) -> Path:
+    """Return a folder for a sweep that names none: `runs/NAME-sweep-DATE-TIME`."""
+    return Path("runs") / f"{grid.base.name}-sweep-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def run(grid: Grid, output: Path, backend: str, store: Path | None = None) -> dict[str, Any]:
+    """Run what is left of a sweep.
+
+    Args:
+        grid: of the sweep.
+        output: a new or empty folder, or that of the same sweep, which is continued.
+        backend: "flower" or "local".
+        store: the artefact store; None: the one that FEDISTILL_STORE names, else one of its own.
+
+    Returns:
+        The sweep's state, as `comparison.read` returns it.
+
+    Raises:
+        UserError: something the user can mend; nothing was lost.
+        RunError: federations failed; the others are done.
+    """
+    started = time.monotonic()
+    grid = _with_absolute_paths(grid)
+    output = output.absolute()
+    _check(grid, output)
+    uri = runner.surroundings(grid.base, output)["tracking-uri"]
+    if grid.base.tracking.enabled:
+        mlflow_schema.check_store(uri)
+    output.mkdir(parents=True, exist_ok=True)
+    with (
+        exclusive(output, "the folder"),
+        runner.using_store(_store(store, output)) as kept,
+        _held(kept),
+    ):
+        plans = plan(grid, output, kept)
+        _claim(grid, output, plans)
+        status: Literal["FINISHED", "FAILED", "KILLED"] = "KILLED"
+        try:
+            _run_all(grid, output, backend)
+            status = "FINISHED"
+        except Exception:
+            status = "FAILED"
+            raise
+        finally:
+            folders = [output / federation.folder for federation in grid.federations]
+            for folder in [*folders, output]:
+                tracking.close_if_open(folder, status, send=grid.base.tracking.enabled)
+            _add_seconds(output, time.monotonic() - started)
+    state = comparison.read(output)
+    failed = [it for it in state["runs"] if it["status"] != "done"]
+    if failed:
+        reasons = "".join(f"\n  - {it['folder']}: {it['message']}" for it in failed)
+        raise RunError(
+            f"{len(failed)} of {len(state['runs'])} federations failed; the others are in "
+            f"{output}, and the same command tries these again:{reasons}"
+        )
+    return state
+
+
+def plan(grid: Grid, output: Path, store: Store) -> list[Plan]:
+    """Return what is left to do, federation by federation.
+
+    Args:
+        grid: of the sweep.
+        output: its folder, which need not exist.
+        store: where teachers, shares and students are kept.
+    """
+    found = []
+    done = _states(output)
+    loaded: tuple[Any, data.Data] | None = None
+    for federation in grid.federations:
+        config, status = federation.config, done.get(federation.folder, "todo")
+        if status == "done":
+            nothing = Load(shards=[], images=[])
+            everyone = config.partition.clients
+            found.append(
+                Plan(
+                    federation=federation,
+                    status=status,
+                    load=nothing,
+                    teachers=everyone,
+                    shares=everyone,
+                )
+            )
+            continue
+        if loaded is None or loaded[0] != (config.data, config.seed):
+            loaded = (config.data, config.seed), data.load(config.data, config.seed)
+        found.append(_plan(federation, status, loaded[1], store))
+    return found
+
+
+def _plan(federation: Federation, status: str, loaded: data.Data, store: Store) -> Plan:
+    config, labels, spec = federation.config, loaded.train.labels, loaded.spec
+    parts = partition.split(labels, spec.num_classes, config.partition, config.seed)
+    histograms = dict(enumerate(parts.histograms(labels, spec.num_classes)))
+    asked = planning.requests(config, planning.plans(config, spec, histograms))
+    kept = [
+        client.kept(
+            config,
+            spec,
+            loaded.train.select(parts.indices[number]),
+            asked[number],
+            partition_id=number,
+            store=store,
+        )
+        if store.folder
+        else client.Kept(teachers=False, share=False)
+        for number in histograms
+    ]
+    load = Load(
+        shards=[0 if it.teachers else sum(histograms[n]) for n, it in enumerate(kept)],
+        images=[0 if it.share else sum(asked[n]) for n, it in enumerate(kept)],
+    )
+    return Plan(
+        federation=federation,
+        status=status,
+        load=load,
+        teachers=sum(it.teachers for it in kept),
+        shares=sum(it.share for it in kept),
+    )
+
+
+def _estimated_seconds(grid: Grid, plans: Sequence[Plan]) -> list[float]:
+    rates: dict[str, estimate.Rates] = {}
+    spec = data.load(grid.base.data, grid.base.seed).spec
+    found = []
+    for it in plans:
+        config = it.federation.config
+        if it.status == "done":
+            found.append(0.0)
+            continue
+        name = config.distill.name
+        if name not in rates:
+            rates[name] = estimate.rates(config, spec)
+        found.append(estimate.seconds(config, spec, rates[name], it.load))
+    return found
+
+
+def dry_run(grid: Grid, output: Path, store: Path | None) -> tuple[list[Plan], list[float]]:
+    """Say what a sweep would do, and how many seconds each federation would take.
+
+    Nothing is written, and every stage of each method is timed for a moment.
+
+    Raises:
+        UserError: what would keep it from running.
+    """
+    grid, output = _with_absolute_paths(grid), output.absolute()
+    _check(grid, output)
+    folder = _store(store, output) or Store.from_environment().folder
+    plans = plan(grid, output, Store(folder))
+    return plans, _estimated_seconds(grid, plans)
+
+
+def _check(grid: Grid, output: Path) -> None:
+    if (output / comparison.SWEEP).is_file():
+        _check_same(grid, output)
+    else:
+        results.check_free(output)
+    runner.preflight(*[federation.config for federation in grid.federations])
+
+
+def _check_same(grid: Grid, output: Path) -> None:
+    """Refuse to continue a sweep whose federations were made with another config."""
+    for federation in grid.federations:
+        path = output / federation.folder / results.CONFIG
+        if not path.is_file():
+            continue
+        before = config_file.load(path)
+        if config_file.sha256(before) != config_file.sha256(federation.config):
+            old, new = (
+                tracking.flatten(config_file.to_dict(it)) for it in (before, federation.config)
+            )
+            changed = sorted(key for key in old | new if old.get(key) != new.get(key))
+            raise OutputError(
+                f"{output} holds a sweep with another config: {federation.folder} differs in "
+                f"{', '.join(changed[:5])}; nothing was changed: choose another --output (with "
+                f"--store {output / STORE} teachers and images are not made again), or take the "
+                "options of that sweep"
+            )
+
+
+def _claim(grid: Grid, output: Path, plans: Sequence[Plan]) -> None:
+    """Write what the sweep consists of, and the config of each federation that is left."""
+    path = output / comparison.SWEEP
+    before = results.read_json(path) if path.is_file() else {}
+    spec = data.load(grid.base.data, grid.base.seed).spec
+    own = [
+        {
+            **it.federation.as_dict(),
+            "work": estimate.passes(it.federation.config, spec, it.load),
+        }
+        for it in plans
+    ]
+    new = {run["folder"] for run in own}
+    older = [run for run in before.get("runs", []) if run["folder"] not in new]
+    axes = {
+        name: list(dict.fromkeys([*before.get("axes", {}).get(name, []), *values]))
+        for name, values in grid.axes.items()
+    }
+    axes = {name: sorted(values, key=_order) for name, values in axes.items()}
+    results.write_json(
+        path,
+        {
+            "sweep_id": before.get("sweep_id", uuid.uuid4().hex[:12]),
+            "name": grid.base.name,
+            "command": ["fedistill", *sys.argv[1:]],
+            "axes": axes,
+            "created": before.get("created", time.strftime("%Y-%m-%d %H:%M:%S")),
+            "seconds": before.get("seconds", 0.0),
+            "runs": [*older, *own],
+        },
+    )
+    (output / results.CONFIG).write_text(config_file.dump(grid.base), encoding="utf-8")
+    (output / "progress.jsonl").unlink(missing_ok=True)
+    for it in plans:
+        if it.status == "done":
+            continue
+        folder = output / it.federation.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / results.FAILURE).unlink(missing_ok=True)
+        shutil.rmtree(folder / "sets", ignore_errors=True)  # half of them may be there
+        (folder / results.CONFIG).write_text(
+            config_file.dump(it.federation.config), encoding="utf-8"
+        )
+
+
+def _order(value: Any) -> tuple[bool, Any]:
+    """Sort the values of an axis: iid before every alpha, names by the alphabet."""
+    return (value is not None, value if value is not None else 0)
+
+
+def _run_all(grid: Grid, output: Path, backend: str) -> None:
+    """Start Flower, and start it again if a process of the simulation died."""
+    most = max(federation.config.partition.clients for federation in grid.federations)
+    widest = replace(grid.base, partition=replace(grid.base.partition, clients=most))
+    dataset = data.load(grid.base.data, grid.base.seed).spec.name
+    run_config = {**runner.surroundings(grid.base, output), "sweep": "true", "dataset": dataset}
+    while left := _left(output):
+        reason = ""
+        try:
+            outcome = runner.execute(widest, output, run_config, backend, lambda: None)
+            if outcome is not None and outcome.status != "completed":
+                reason = outcome.details or outcome.status
+        except RunError as error:
+            reason = str(error)
+        if _left(output) == left:  # the first of them brings the simulation down every time
+            text = f"the simulation ended before it was done: {reason or 'no details'}"
+            results.write_failure(output / left[0], RunError(text))
+
+
+def _left(output: Path) -> list[str]:
+    return [run["folder"] for run in comparison.read(output)["runs"] if run["status"] == "todo"]
+
+
+def _states(output: Path) -> dict[str, str]:
+    if not (output / comparison.SWEEP).is_file():
+        return {}
+    return {run["folder"]: run["status"] for run in comparison.read(output)["runs"]}
+
+
+def _store(store: Path | None, output: Path) -> Path | None:
+    """Return the store that is named; without one a sweep keeps its own."""
+    named = Store.from_environment().folder is not None
+    return store if store is not None or named else output / STORE
+
+
+@contextmanager
+def _held(store: Store) -> Iterator[None]:
+    assert store.folder is not None
+    with exclusive(store.folder, "the artefact store"):
+        yield
+
+
+def _add_seconds(output: Path, seconds: float) -> None:
+    path = output / comparison.SWEEP
+    tree = results.read_json(path)
+    results.write_json(path, {**tree, "seconds": round(tree["seconds"] + seconds, 1)})
+
+
+def _with_absolute_paths(grid: Grid) -> Grid:
+    return replace(
+        grid,
+        base=runner.with_absolute_paths(grid.base),
+        federations=[
+            replace(it, config=runner.with_absolute_paths(it.config)) for it in grid.federations
+        ],
+    )

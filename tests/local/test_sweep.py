@@ -1,0 +1,182 @@
+"""A sweep from its grid to its table, in this process."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from fakes import tiny_tree
+
+from fedistill import client_app, comparison, grid, results, runner, sweep, tables
+from fedistill.config import SweepConfig
+from fedistill.errors import OutputError, PartitionError, RunError, WorkerDied
+from fedistill.journal import read_events
+from strategies import server_app
+
+AXES = SweepConfig(clients=(1, 2), ipc=(1, 2), seed=(0, 1))
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., grid.Grid]:
+    def load(axes: SweepConfig = AXES, **sections: Any) -> grid.Grid:
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(tiny_tree(**sections)))
+        return grid.load(path, [], axes)
+
+    return load
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {
+        f"{row.folder.name}/{row.line.ipc}": row.result["sets"][str(row.line.ipc)]["sha256"]
+        for row in comparison.rows(folder)
+    }
+
+
+def numbers(folder: Path) -> list[tuple[Any, ...]]:
+    return [(row.line, row.clients, row.seed, row.top1) for row in comparison.rows(folder)]
+
+
+def test_a_sweep_makes_what_its_federations_make_alone(
+    tmp_path: Path, make: Callable[..., grid.Grid], capsys: pytest.CaptureFixture[str]
+):
+    plan = make()
+    state = sweep.run(plan, tmp_path / "sweep", "local")
+    assert [run["status"] for run in state["runs"]] == ["done"] * 4
+    last = plan.federations[-1]
+    alone = runner.run(last.config, tmp_path / "alone", "local")
+    found = results.read_json(tmp_path / "sweep" / last.folder / results.RESULT)
+    for ipc in ("1", "2"):
+        assert found["sets"][ipc]["sha256"] == alone["sets"][ipc]["sha256"]
+        assert found["sets"][ipc]["students"] == alone["sets"][ipc]["students"]
+    assert found["config_sha256"] == alone["config_sha256"]
+
+    tables.print_sweep(state, tmp_path / "sweep")
+    assert "4 of 4 federations are done" in capsys.readouterr().out
+    events = [event for event, _ in read_events(tmp_path / "sweep" / "tracking.jsonl")]
+    lines = {event["run"] for event in events if event["event"] == "child"}
+    assert lines == {"line/sre2l-None-0001", "line/sre2l-None-0002"}
+    points = [tuple(p) for e in events if e["event"] == "curve" for p in e["points"]]
+    assert len([p for p in points if p[0] == 2]) == 2 * 2 * 2  # sizes, seeds; with the teachers
+    for run in state["runs"]:
+        journal = tmp_path / "sweep" / run["folder"] / "tracking.jsonl"
+        start = next(event for event, _ in read_events(journal))
+        assert start["tags"]["sweep_id"] == state["sweep_id"]
+
+
+def test_a_sweep_that_was_cut_short_ends_with_the_same_numbers(
+    tmp_path: Path, make: Callable[..., grid.Grid], monkeypatch: pytest.MonkeyPatch
+):
+    plan = make()
+    sweep.run(plan, tmp_path / "whole", "local")
+    real, calls = server_app.evaluation.score_all, []
+
+    def cut(*args: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server_app.evaluation, "score_all", cut)
+        with pytest.raises(KeyboardInterrupt):
+            sweep.run(plan, tmp_path / "cut", "local")
+    states = [run["status"] for run in comparison.read(tmp_path / "cut")["runs"]]
+    assert states == ["done", "todo", "todo", "todo"]
+    events = [event for event, _ in read_events(tmp_path / "cut" / "tracking.jsonl")]
+    assert events[-1]["event"] == "end"
+
+    plans, seconds = sweep.dry_run(plan, tmp_path / "cut", None)
+    assert [it.status for it in plans] == states
+    assert (plans[1].teachers, plans[1].shares) == (2, 2)  # from the run that was cut
+    assert (plans[2].teachers, plans[2].shares) == (0, 0)
+    assert seconds[0] == 0
+    assert all(value > 0 for value in seconds[1:])
+
+    first = results.read_json(tmp_path / "cut" / plan.federations[0].folder / results.RESULT)
+    sweep.run(plan, tmp_path / "cut", "local")
+    again = results.read_json(tmp_path / "cut" / plan.federations[0].folder / results.RESULT)
+    assert again == first  # not done again
+    second = results.read_json(tmp_path / "cut" / plan.federations[1].folder / results.RESULT)
+    assert second["from_store"] == {"squeeze": [0, 1], "recover": [0, 1]}
+    assert hashes(tmp_path / "cut") == hashes(tmp_path / "whole")
+    assert numbers(tmp_path / "cut") == numbers(tmp_path / "whole")
+
+
+def test_a_federation_that_fails_is_noted_and_tried_again(
+    tmp_path: Path, make: Callable[..., grid.Grid], monkeypatch: pytest.MonkeyPatch
+):
+    plan = make(SweepConfig(clients=(1, 2)))
+    real = client_app.make_share
+
+    def fail(config: Any, *args: Any, **options: Any) -> Any:
+        if config.partition.clients == 1:
+            raise MemoryError("too large")
+        return real(config, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client_app, "make_share", fail)
+        with pytest.raises(RunError, match=r"1 of 2 federations failed(.|\n)*too large"):
+            sweep.run(plan, tmp_path / "sweep", "local")
+    states = [run["status"] for run in comparison.read(tmp_path / "sweep")["runs"]]
+    assert states == ["failed", "done"]
+    state = sweep.run(plan, tmp_path / "sweep", "local")
+    assert [run["status"] for run in state["runs"]] == ["done", "done"]
+
+
+def test_a_federation_that_brings_the_simulation_down_does_so_twice_at_most(
+    tmp_path: Path, make: Callable[..., grid.Grid], monkeypatch: pytest.MonkeyPatch
+):
+    plan = make(SweepConfig(clients=(1, 2)))
+    real, deaths = server_app._tracked, []
+
+    def die(config: Any, *args: Any) -> None:
+        if config.partition.clients == 1:
+            deaths.append(1)
+            raise WorkerDied("the worker process of client 0 died")
+        real(config, *args)
+
+    monkeypatch.setattr(server_app, "_tracked", die)
+    with pytest.raises(RunError, match="the worker process of client 0 died"):
+        sweep.run(plan, tmp_path / "sweep", "local")
+    states = [run["status"] for run in comparison.read(tmp_path / "sweep")["runs"]]
+    assert states == ["failed", "done"]
+    assert len(deaths) == 1
+
+
+def test_a_sweep_grows_by_federations_and_refuses_another_config(
+    tmp_path: Path, make: Callable[..., grid.Grid]
+):
+    sweep.run(make(SweepConfig(clients=(2,), ipc=(1,))), tmp_path / "sweep", "local")
+    state = sweep.run(make(SweepConfig(clients=(1,), ipc=(1,))), tmp_path / "sweep", "local")
+    assert state["axes"]["clients"] == [1, 2]
+    assert [run["status"] for run in state["runs"]] == ["done", "done"]
+    before = hashes(tmp_path / "sweep")
+    other = make(SweepConfig(clients=(2,), ipc=(1,)), student={"epochs": 3})
+    with pytest.raises(OutputError, match=r"differs in student\.epochs"):
+        sweep.run(other, tmp_path / "sweep", "local")
+    assert hashes(tmp_path / "sweep") == before
+
+
+def test_what_the_data_do_not_allow_is_found_before_anything_runs(
+    tmp_path: Path, make: Callable[..., grid.Grid]
+):
+    with pytest.raises(PartitionError, match=r"partition\.clients is 500"):
+        sweep.run(make(SweepConfig(clients=(2, 500))), tmp_path / "sweep", "local")
+    assert not (tmp_path / "sweep").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(OutputError, match="other files"):
+        sweep.run(make(), tmp_path / "mine", "local")
+
+
+def test_a_run_refuses_a_config_with_axes(tmp_path: Path, make: Callable[..., grid.Grid]):
+    from fedistill import config_file
+    from fedistill.errors import ConfigError
+
+    config = config_file.from_dict(tiny_tree(sweep={"clients": [1, 2]}))
+    with pytest.raises(ConfigError, match="use `fedistill sweep`"):
+        runner.run(config, tmp_path / "out", "local")
+    assert json.loads(json.dumps(config_file.to_dict(config)))["sweep"]["clients"] == [1, 2]

@@ -1,0 +1,86 @@
+"""From the axes of a sweep to its federations."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from fakes import tiny_tree
+
+from fedistill import grid
+from fedistill.config import SweepConfig
+from fedistill.errors import ConfigError
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return written(tmp_path, {})
+
+
+def written(folder: Path, sections: dict[str, Any]) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(tiny_tree(**sections)))
+    return path
+
+
+def test_every_choice_is_a_federation_and_makes_all_sizes(path: Path):
+    axes = SweepConfig(clients=(1, 2, 5), ipc=(1, 3), seed=(0, 1))
+    found = grid.load(path, ["student.epochs=7"], axes)
+    assert [(it.config.seed, it.config.partition.clients) for it in found.federations] == [
+        (seed, clients) for seed in (0, 1) for clients in (1, 2, 5)
+    ]
+    for it in found.federations:
+        assert it.config.distill.ipc == (1, 3)
+        assert it.config.student.epochs == 7
+        assert it.config.sweep is None
+    folders = [it.folder for it in found.federations]
+    assert folders[0] == "runs/clients-01_seed-0"
+    assert len(set(folders)) == len(folders)
+    assert found.axes["alpha"] == [None]
+
+
+def test_an_alpha_makes_the_split_dirichlet_and_iid_the_even_one(path: Path):
+    found = grid.load(path, [], SweepConfig(alpha=("iid", 0.1), clients=(2,)))
+    splits = [(it.config.partition.name, it.alpha) for it in found.federations]
+    assert splits == [("iid", None), ("dirichlet", 0.1)]
+    assert found.axes["alpha"] == [None, 0.1]
+    quantity = grid.load(path, ["partition.name=quantity"], SweepConfig(alpha=(0.1,)))
+    assert quantity.federations[0].config.partition.name == "quantity"
+
+
+def test_only_the_configs_own_distiller_keeps_its_options(path: Path):
+    found = grid.load(path, [], SweepConfig(distiller=("sre2l", "random")))
+    own, other = (it.config.distill for it in found.federations)
+    assert own.options["iterations"] == 3
+    assert other.name == "random"
+    assert "iterations" not in other.options
+    assert found.federations[1].folder == "runs/clients-02_random_seed-0"
+
+
+def test_the_command_line_wins_over_the_file_axis_by_axis(tmp_path: Path):
+    path = written(tmp_path, {"sweep": {"clients": [1, 2], "seed": 3}})
+    found = grid.load(path, [], grid.parse_axes({"clients": "4, 5", "ipc": None}))
+    assert found.axes["clients"] == [4, 5]
+    assert found.axes["seed"] == [3]
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"clients": "1,two"}, "--clients is '1,two'"),
+        ({"clients": ","}, "--clients is empty"),
+        ({"ipc": "1,1"}, r"ipc \[1, 1\] has a value twice"),
+        ({"alpha": "flat"}, "--alpha is 'flat'"),
+        ({"distiller": "sre3l"}, "sre3l"),
+        ({"clients": "0"}, "clients is 0"),
+        ({"alpha": "-1"}, "alpha"),
+    ],
+)
+def test_values_that_are_none_are_refused(path: Path, axes: dict[str, str | None], message: str):
+    with pytest.raises(ConfigError, match=message):
+        grid.load(path, [], grid.parse_axes(axes))
+
+
+def test_an_empty_grid_is_refused(path: Path):
+    with pytest.raises(ConfigError, match="names no axis to sweep over"):
+        grid.load(path)
