@@ -163,7 +163,8 @@ def facts(run: Run) -> list[tuple[str, str]]:
     commit = run.tags.get("mlflow.source.git.commit")
     return [
         ("data", run.data_name),
-        ("clients", f"{result['clients']}, {', '.join(scheme)}"),
+        ("clients", str(result["clients"])),
+        ("split", ", ".join(scheme)),
         ("method", f"{distill['name']}, labels: {config['relabel']['name']}"),
         ("IPC", ", ".join(map(str, distill["ipc"]))),
         ("teachers", ", ".join(_network(model) for model in models)),

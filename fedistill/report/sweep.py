@@ -255,15 +255,16 @@ def _missing(state: Mapping[str, Any]) -> list[Block]:
 
 
 def _facts(state: Mapping[str, Any], rows: Sequence[Row]) -> list[tuple[str, str]]:
-    varied = {"clients", "IPC", "seed", "started", "config SHA-256", "MLflow run"}
-    first = rows[0].folder
-    axes = [
-        (name, ", ".join("as in the config" if v is None else str(v) for v in values))
-        for name, values in state["axes"].items()
-    ]
-    same = [(name, value) for name, value in facts(Run.read(first)) if name not in varied]
-    if len(state["axes"].get("distiller", [])) > 1:
-        same = [(name, value) for name, value in same if name != "method"]
+    """Say what differs between the federations, and what is the same in all of them."""
+    told = {"clients", "IPC", "seed", "started", "config SHA-256", "MLflow run"}
+    axes = []
+    for name, values in state["axes"].items():
+        fact = {"alpha": "split", "distiller": "method"}.get(name)
+        if len(values) == 1 and fact:
+            continue  # the fact says more
+        told |= {fact or name}
+        axes.append((name, ", ".join("iid" if v is None else str(v) for v in values)))
+    same = [it for it in facts(Run.read(rows[0].folder)) if it[0] not in told]
     total = state.get("seconds")
     spent = [("time of the sweep", duration(total))] if total is not None else []
     return [*axes, *same, ("started", str(state["created"])), *spent]

@@ -42,6 +42,7 @@ def test_the_page_of_a_sweep_holds_its_numbers(sweep):
     assert f"2 13.31 {plus_minus} 0.29 (n=4) 13.40 {plus_minus} 0.29 (n=4) 88.12" in text
     assert f"3 14.26 {plus_minus} 0.35 (n=2) 14.35 {plus_minus} 0.35 (n=2) 88.12" in text
     assert "5 of 6 federations done" in text
+    assert "split iid method sre2l, labels: mix" in text
     assert "1 of 6 federations are not done" in text
     assert "no memory left on the abacus" in text
     assert "'my config.yaml' --clients 1,2,3" in text
@@ -91,6 +92,7 @@ def test_methods_and_alphas_have_charts_of_their_own(tmp_path):
         assert f"{name}. Mean of all students" in text
         assert f"{name}: The best number of clients falls" in text
     assert "IPC 1: all beside each other." in text
+    assert "alpha iid, 0.1 distiller sre2l, lic" in text
     assert "alpha 0.1, N = 2, seed 0" in text  # its partition
 
 
