@@ -130,6 +130,20 @@ def track(folder: Annotated[Path, typer.Argument(help="A run's folder.", metavar
 
 
 @app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Of a run or a sweep.", metavar="DIR")],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Write the page there; else DIR/report.html.", metavar="FILE"),
+    ] = None,
+) -> None:
+    """Write one HTML page about a run or a sweep; the file needs nothing beside it."""
+    from fedistill import report as pages
+
+    typer.echo(f"report: {pages.write(folder, output)}")
+
+
+@app.command()
 def show(
     folder: SetFolder,
     output: Annotated[

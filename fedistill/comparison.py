@@ -16,12 +16,24 @@ from fedistill.errors import OutputError
 SWEEP = "sweep.json"
 
 
+class Facet(NamedTuple):
+    """What lines that belong into one chart have in common."""
+
+    distiller: str
+    alpha: float | None
+
+
 class Line(NamedTuple):
     """What stays the same along a line of the comparison, while the number of clients changes."""
 
     distiller: str
     alpha: float | None
     ipc: int
+
+    @property
+    def facet(self) -> Facet:
+        """Return the line without its IPC."""
+        return Facet(self.distiller, self.alpha)
 
 
 @dataclass(frozen=True)
@@ -81,12 +93,20 @@ def read(folder: Path) -> dict[str, Any]:
 
 def _state(folder: Path) -> dict[str, Any]:
     if (folder / results.RESULT).is_file():
-        seconds = results.read_json(folder / results.RESULT)["seconds"]["total"]
+        seconds = _result(folder)["seconds"]["total"]
         return {"status": "done", "message": None, "seconds": seconds}
     failure = results.read_failure(folder)
     if failure is not None:
         return {"status": "failed", "message": failure["message"], "seconds": None}
     return {"status": "todo", "message": None, "seconds": None}
+
+
+def _result(folder: Path) -> dict[str, Any]:
+    path = folder / results.RESULT
+    try:
+        return results.read_json(path)
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path} cannot be read: {error}") from error
 
 
 def rows(folder: Path) -> list[Row]:
@@ -95,7 +115,7 @@ def rows(folder: Path) -> list[Row]:
     for run in read(folder)["runs"]:
         if run["status"] != "done":
             continue
-        result = results.read_json(folder / run["folder"] / results.RESULT)
+        result = _result(folder / run["folder"])
         for ipc, scores in result["sets"].items():
             first = next(iter(scores["students"].values()))
             found.append(
@@ -131,6 +151,34 @@ def curves(rows: Iterable[Row], baseline: str | None = None) -> dict[Line, dict[
     }
 
 
+def facets(lines: Iterable[Line]) -> dict[Facet, str]:
+    """Name the charts that lines fall into by what tells these apart; one chart has no name."""
+    found = sorted({line.facet for line in lines}, key=lambda it: (it.distiller, it.alpha or 0.0))
+    methods, alphas = {facet.distiller for facet in found}, {facet.alpha for facet in found}
+    return {
+        facet: ", ".join(
+            [facet.distiller] * (len(methods) > 1) + [_skew(facet.alpha)] * (len(alphas) > 1)
+        )
+        for facet in found
+    }
+
+
+def teachers(rows: Iterable[Row]) -> dict[Facet, dict[int, float]]:
+    """Return the mean accuracy of the clients' teachers over the number of clients, in percent.
+
+    A federation counts once, however many sets it made; one without tested teachers not at all.
+    """
+    values: dict[Facet, dict[int, dict[Path, float]]] = {}
+    for row in rows:
+        if row.teachers is not None:
+            by_clients = values.setdefault(row.line.facet, {}).setdefault(row.clients, {})
+            by_clients[row.folder] = row.teachers
+    return {
+        facet: {n: point([*found[n].values()]).mean for n in sorted(found)}
+        for facet, found in values.items()
+    }
+
+
 def point(top1: Sequence[float]) -> Point:
     """Sum accuracies up; the standard deviation is that of a sample, 0 for one value."""
     mean = sum(top1) / len(top1)
@@ -157,6 +205,10 @@ def labels(lines: Iterable[Line]) -> dict[Line, str]:
         parts = [line.distiller] if len(methods) > 1 else []
         parts.append(f"IPC {line.ipc}")
         if len(alphas) > 1:
-            parts.append("iid" if line.alpha is None else f"alpha {line.alpha:g}")
+            parts.append(_skew(line.alpha))
         names[line] = ", ".join(parts)
     return names
+
+
+def _skew(alpha: float | None) -> str:
+    return "iid" if alpha is None else f"alpha {alpha:g}"

@@ -1,8 +1,137 @@
-"""Placeholder."""
+"""The comparison of a sweep as files: `comparison/` holds the chart and the table.
 
+They hold results alone, no times: the same results give the same bytes, so that a sweep that was
+killed and resumed ends with the files of one that was not.
+"""
+
+import csv
+import html
+import io
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedistill import charts, comparison, results
+from fedistill.comparison import Row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FOLDER = "comparison"
+_CHART = "accuracy_vs_clients"
+Cell = str | int | float | None
 
 
 def write(folder: Path) -> list[Path]:
-    """Write nothing."""
-    return []
+    """Write the files, each in one step.
+
+    Args:
+        folder: of a sweep.
+
+    Returns:
+        Paths of the files; of a sweep that has no result yet, none.
+
+    Raises:
+        OutputError: the folder holds no sweep, or cannot be written.
+    """
+    rows = comparison.rows(folder)
+    if not rows:
+        return []
+    columns, data = table(rows)
+    tree = {"columns": columns, "data": data}  # as pandas' `split`, which MLflow shows as a table
+    contents = {
+        f"{_CHART}.png": charts.png(figure(rows)),
+        f"{_CHART}.svg": charts.svg(figure(rows), _CHART).encode(),
+        "table.csv": _csv(columns, data).encode(),
+        "table.json": (json.dumps(tree) + "\n").encode(),
+        "table.html": _html(columns, data, comparison.read(folder)["name"]).encode(),
+    }
+    paths = []
+    for name, content in contents.items():
+        paths.append(folder / FOLDER / name)
+        results.write_whole(paths[-1], content)
+    return paths
+
+
+def figure(rows: Sequence[Row]) -> "Figure":
+    """Draw accuracy over the number of clients: a panel for each method and alpha."""
+    return charts.accuracy_over_clients(panels(rows))
+
+
+def panels(rows: Sequence[Row]) -> list[charts.Panel]:
+    """Return the panels of the chart: in each a line for each IPC, and the teachers."""
+    curves, teachers = comparison.curves(rows), comparison.teachers(rows)
+    return [
+        charts.Panel(
+            title,
+            {f"IPC {line.ipc}": curve for line, curve in curves.items() if line.facet == facet},
+            teachers.get(facet, {}),
+        )
+        for facet, title in comparison.facets(curves).items()
+    ]
+
+
+def table(rows: Sequence[Row]) -> tuple[list[str], list[list[Cell]]]:
+    """Return the names of the columns, and a line for each cell of the grid.
+
+    Accuracies are in percent, rounded to 0.001; bytes are the mean of the federations.
+    """
+    names = sorted({name for row in rows for name in row.baselines})
+    columns = ["distiller", "alpha", "clients", "ipc", "seeds", "mean", "std", "n", "teachers"]
+    columns += [f"{name}_{what}" for name in names for what in ("mean", "std")]
+    columns += ["bytes_up", "bytes_down"]
+    curves = {name: comparison.curves(rows, name) for name in (None, *names)}
+    teachers = comparison.teachers(rows)
+    data = []
+    for line, curve in curves[None].items():
+        for clients, point in curve.items():
+            cell = [row for row in rows if (row.line, row.clients) == (line, clients)]
+            known: list[Cell] = [line.distiller, line.alpha, clients, line.ipc, len(cell)]
+            known += [round(point.mean, 3), round(point.std, 3), point.n]
+            known.append(_rounded(teachers.get(line.facet, {}).get(clients)))
+            for name in names:
+                beside = curves[name].get(line, {}).get(clients)
+                known.append(_rounded(beside.mean if beside else None))
+                known.append(_rounded(beside.std if beside else None))
+            known += [mean_bytes(cell, way) for way in ("up", "down")]
+            data.append(known)
+    return columns, data
+
+
+def mean_bytes(rows: Sequence[Row], way: str) -> int | None:
+    """Return the bytes that went up or down in one federation, on the average of some."""
+    found = [count for row in rows if (count := row.result.get("bytes", {}).get(way)) is not None]
+    return round(sum(found) / len(found)) if found else None
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
+
+
+def _csv(columns: Sequence[str], data: Sequence[Sequence[Cell]]) -> str:
+    written = io.StringIO()
+    writer = csv.writer(written, lineterminator="\n")
+    writer.writerows([columns, *data])
+    return written.getvalue()
+
+
+def _html(columns: Sequence[str], data: Sequence[Sequence[Cell]], name: str) -> str:
+    """Return a page with the table alone; MLflow shows it in a frame."""
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
+    lines = "\n".join(
+        "<tr>" + "".join(f"<td>{_text(value)}</td>" for value in line) + "</tr>" for line in data
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"<title>{html.escape(name)}</title>\n<style>"
+        "body{font:14px system-ui,sans-serif;background:#fff;color:#1b1f24}"
+        "table{border-collapse:collapse}th,td{padding:.25em .7em;text-align:right;"
+        "border-bottom:1px solid #ddd;white-space:nowrap}</style></head>\n"
+        f"<body><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{lines}\n</tbody>\n"
+        "</table></body></html>\n"
+    )
+
+
+def _text(value: Cell) -> str:
+    return "" if value is None else html.escape(str(value))

@@ -59,10 +59,20 @@ def claim(folder: Path, config_yaml: str) -> None:
 
 
 def write_json(path: Path, tree: Mapping[str, Any]) -> None:
-    """Write a JSON file in one step: a reader never sees half of it."""
+    """Write a JSON file in one step."""
+    write_whole(path, (json.dumps(tree, indent=2) + "\n").encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file in one step: a reader never sees half of it.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content)
         partial.replace(path)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error}") from error

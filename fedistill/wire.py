@@ -164,8 +164,8 @@ def encode_share(share: Share) -> RecordDict:
     }
     for stage, value in share.seconds.items():
         metrics[f"seconds-{stage}"] = float(value)
-    for stage in share.from_store:
-        metrics[f"from-store-{stage}"] = 1
+    for stage in _STAGES:  # always there: the bytes of a resumed run are those of one that was not
+        metrics[f"from-store-{stage}"] = int(stage in share.from_store)
     own = {"teacher": share.teacher_curve, "recover": share.recover_curve}
     others = {f"{_OTHER}{name}": curve for name, curve in share.curves.items()}
     for name, curve in {**own, **others}.items():
@@ -220,7 +220,7 @@ def decode_share(content: RecordDict, request: DistillRequest) -> Share:
         recover_curve=_curve(metrics, "recover"),
         curves={name.removeprefix(_OTHER): _curve(metrics, name) for name in _others(metrics)},
         seconds={stage: _float(metrics, f"seconds-{stage}") for stage in _STAGES},
-        from_store=tuple(stage for stage in _STAGES if f"from-store-{stage}" in metrics),
+        from_store=tuple(stage for stage in _STAGES if metrics.get(f"from-store-{stage}")),
         warnings=_warnings(_config_record(content, "notes")),
     )
 

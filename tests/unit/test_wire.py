@@ -139,6 +139,15 @@ def test_the_size_is_that_of_the_bytes_sent():
     assert wire.size(content) > SHARE.images.numel()
 
 
+def test_what_came_from_the_store_changes_no_bytes():
+    """A sweep that was killed and resumed counts the bytes of one that was not."""
+    shares = [replace(SHARE, from_store=stages) for stages in ((), ("squeeze",), ("recover",))]
+    assert len({wire.size(wire.encode_share(share)) for share in shares}) == 1
+    for share in shares:
+        arrived = wire.decode_share(sent(wire.encode_share(share)), REQUEST)
+        assert arrived.from_store == share.from_store
+
+
 def metrics_of(content: RecordDict) -> MetricRecord:
     return content.metric_records["metrics"]
 

@@ -1,0 +1,154 @@
+"""What a sweep's federations cost, and the rows beside their distilled sets."""
+
+from collections.abc import Mapping, Sequence
+
+from fedistill import charts, comparison
+from fedistill.comparison import Facet, Line, Point, Row
+from fedistill.comparison_files import mean_bytes
+from fedistill.report.costs import cost_of
+from fedistill.report.page import Block, Chart, Pictures, Table, duration, score, size
+from fedistill.report.recorded import SHORT_NAMES
+
+_MEGA = 1e6
+_COSTS = (
+    "Accuracy and the megabytes that a federation sent for it; the numbers at points are N. The "
+    "sets of all IPC come in the same messages: each is shown at their sum."
+)
+Priced = tuple[float, Point, str]  # megabytes, accuracy, name
+
+
+def baselines(rows: Sequence[Row]) -> list[Block]:
+    """Return a line for each number of clients and IPC, and a column for each row beside it."""
+    names = list(dict.fromkeys(name for row in rows for name in row.baselines))
+    if not names:
+        return []
+    ours = comparison.curves(rows)
+    beside = {name: comparison.curves(rows, name) for name in names}
+    facets = comparison.facets(ours)
+    several = len(facets) > 1
+    table: list[list[str]] = []
+    strong = set()
+    for line, curve in ours.items():
+        for clients, point in curve.items():
+            found = {name: beside[name].get(line, {}).get(clients) for name in names}
+            start = [facets[line.facet]] * several + [f"{line.ipc}", f"{clients}"]
+            texts = ["-" if it is None else score(*it) for it in found.values()]
+            strong |= {
+                (len(table), len(start) + 1 + column)
+                for column, (name, it) in enumerate(found.items())
+                if it is not None and it.mean >= point.mean and name == "random"
+            }
+            table.append([*start, score(*point), *texts])
+    head = ["method"] * several + ["IPC", "N", "distilled set"]
+    return [
+        Table(
+            [*head, *(SHORT_NAMES.get(name, name) for name in names)],
+            table,
+            frozenset(strong),
+            names=1 if several else 0,
+            caption="Top-1 in percent, mean and standard deviation over all students of all seeds. "
+            "Marked: random real images that are at least as good as the distilled ones.",
+        )
+    ]
+
+
+def costs(rows: Sequence[Row]) -> list[Block]:
+    """Return what a federation of each size sent and how long it took, on the average of seeds."""
+    facets = comparison.facets(row.line for row in rows)
+    several = len(facets) > 1
+    groups: dict[tuple[Facet, int], dict[str, Row]] = {}
+    for row in rows:
+        # Sets of several IPC come from one federation: it counts once.
+        groups.setdefault((row.line.facet, row.clients), {})[str(row.folder)] = row
+    stages = list(dict.fromkeys(stage for row in rows for stage in row.result["seconds"]))
+    table = []
+    for (facet, clients), found in sorted(groups.items(), key=lambda it: _order(*it[0])):
+        own = list(found.values())
+        sent = [mean_bytes(own, way) for way in ("up", "down")]
+        seconds = [sum(r.result["seconds"].get(s, 0.0) for r in own) / len(own) for s in stages]
+        table.append(
+            [
+                *([facets[facet]] * several),
+                str(clients),
+                str(len(own)),
+                *("-" if count is None else size(count) for count in sent),
+                *(duration(value) for value in seconds),
+            ]
+        )
+    head = ["method"] * several + ["N", "federations", "up", "down", *stages]
+    return [
+        Table(
+            head,
+            table,
+            names=int(several),
+            caption="Of one federation, which makes the sets of all IPC: bytes of all its "
+            "messages, and time by stage, where squeeze and recover are summed over the clients. "
+            "Means over seeds.",
+        ),
+        *_per_megabyte(rows),
+    ]
+
+
+def _order(facet: Facet, clients: int) -> tuple[str, float, int]:
+    return facet.distiller, facet.alpha or 0.0, clients
+
+
+def _per_megabyte(rows: Sequence[Row]) -> list[Pictures]:
+    """Draw accuracy over megabytes: all cells, and each IPC with the rows beside it."""
+    curves = comparison.curves(rows)
+    ours = {line: _priced(rows, line, curve) for line, curve in curves.items()}
+    beside = _priced_baselines(rows)
+    cells: list[Chart] = []
+    for number, (facet, name) in enumerate(comparison.facets(curves).items()):
+        series = [
+            charts.Cost(f"IPC {line.ipc}", points)
+            for line, points in ours.items()
+            if line.facet == facet and points
+        ]
+        if series:
+            chart = charts.inline_svg(charts.accuracy_per_megabyte(series), f"megabytes-{number}")
+            cells.append(Chart(chart, f"{name}: {_COSTS}" if name else _COSTS))
+    labels = comparison.labels(curves)
+    compared: list[Chart] = []
+    for number, (line, points) in enumerate(ours.items()):
+        if points and line in beside:
+            series = [charts.Cost("distilled set", points), *beside[line]]
+            chart = charts.inline_svg(charts.accuracy_per_megabyte(series), f"beside-{number}")
+            compared.append(Chart(chart, f"{labels[line]}, and the rows beside it."))
+    return [Pictures(cells), Pictures(compared, "Each IPC with the rows beside it")]
+
+
+def _priced(rows: Sequence[Row], line: Line, curve: Mapping[int, Point]) -> list[Priced]:
+    """Return the points of a line with the megabytes of their federations."""
+    points = []
+    for clients, point in curve.items():
+        own = _cell(rows, line, clients)
+        sent = sum(mean_bytes(own, way) or 0 for way in ("up", "down"))
+        if sent:
+            points.append((sent / _MEGA, point, f"{clients}"))
+    return points
+
+
+def _priced_baselines(rows: Sequence[Row]) -> dict[Line, list[charts.Cost]]:
+    """Return the rows beside each line, those whose bytes are known."""
+    found: dict[Line, list[charts.Cost]] = {}
+    for name in dict.fromkeys(name for row in rows for name in row.baselines):
+        for line, curve in comparison.curves(rows, name).items():
+            points = []
+            for clients, point in curve.items():
+                costs = [_beside(row, name) for row in _cell(rows, line, clients)]
+                known = [cost for cost in costs if cost is not None]
+                if known:
+                    points.append((sum(known) / len(known), point, f"{clients}"))
+            if points:
+                label = SHORT_NAMES.get(name, name)
+                found.setdefault(line, []).append(charts.Cost(label, points, real=True))
+    return found
+
+
+def _cell(rows: Sequence[Row], line: Line, clients: int) -> list[Row]:
+    return [row for row in rows if (row.line, row.clients) == (line, clients)]
+
+
+def _beside(row: Row, name: str) -> float | None:
+    return cost_of(row.result["sets"][str(row.line.ipc)]["baselines"].get(name, {}))

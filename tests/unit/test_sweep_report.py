@@ -1,0 +1,164 @@
+"""The page of a sweep: its numbers, what is missing, and the paper beside the same setting."""
+
+import json
+import re
+from pathlib import Path
+
+import made_up
+import pytest
+from fakes import tiny_tree
+from pages import Reader, read
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """The folder of a sweep, and its page."""
+    folder = made_up.sweep_folder(
+        tmp_path_factory.mktemp("sweep") / "s", failed={(3, 1): "no memory left on the abacus"}
+    )
+    return folder, read(folder)
+
+
+def test_the_page_of_a_sweep_has_its_parts(sweep):
+    assert sweep[1].headings == [
+        "made up: a sweep",
+        "Accuracy over the number of clients",
+        "Two findings of the paper",
+        "Beside the distilled sets",
+        "Costs",
+        "Failed or missing",
+        "Synthetic images",
+        "Who holds what",
+        "What was run",
+        "Files",
+        "Do it again",
+    ]
+
+
+def test_the_page_of_a_sweep_holds_its_numbers(sweep):
+    text = sweep[1].text
+    plus_minus = "\N{PLUS-MINUS SIGN}"
+    # N = 2, IPC 10: the students of two seeds; N = 3: of one, as the other federation failed.
+    assert f"2 13.31 {plus_minus} 0.29 (n=4) 13.40 {plus_minus} 0.29 (n=4) 88.12" in text
+    assert f"3 14.26 {plus_minus} 0.35 (n=2) 14.35 {plus_minus} 0.35 (n=2) 88.12" in text
+    assert "5 of 6 federations done" in text
+    assert "split iid method sre2l, labels: mix" in text
+    assert "1 of 6 federations are not done" in text
+    assert "no memory left on the abacus" in text
+    assert "'my config.yaml' --clients 1,2,3" in text
+    assert "name: made up" in text
+    assert "10.50" in text  # random
+    assert "It is the same at every IPC here: N = 3 at IPC 1, N = 3 at IPC 10." in text
+    assert "It does in all 6 cells; the nearest is 73.78 points below." in text
+
+
+def test_the_best_number_of_clients_stands_out(sweep):
+    folder, _ = sweep
+    html = (folder / "report.html").read_text()
+    assert [found[:5] for found in re.findall(r'<td class="strong">([^<]+)', html)][:2] == [
+        "14.26",
+        "14.35",
+    ]
+
+
+def test_a_federation_without_a_result_is_still_to_come(tmp_path):
+    folder = made_up.sweep_folder(tmp_path / "s", clients=(1, 2), seeds=(0,))
+    next(folder.glob("runs/*clients-02*/result.json")).unlink()
+    text = read(folder).text
+    assert "todo - runs/sre2l_alpha-None_clients-02_seed-0" in text
+    assert "1 of 2 federations done" in text
+
+
+def test_a_sweep_without_a_result_has_a_page(tmp_path):
+    failed = {(1, 0): "the first reason", (2, 0): "the second reason"}
+    folder = made_up.sweep_folder(tmp_path / "s", clients=(1, 2), seeds=(0,), failed=failed)
+    page = read(folder)
+    assert "0 of 2 federations done" in page.text
+    assert "the second reason" in page.text
+    assert "Costs" not in page.headings
+
+
+def test_methods_and_alphas_have_charts_of_their_own(tmp_path):
+    folder = made_up.sweep_folder(
+        tmp_path / "s",
+        clients=(1, 2),
+        ipc=(1,),
+        seeds=(0,),
+        alphas=(None, 0.1),
+        distillers=("sre2l", "lic"),
+    )
+    text = read(folder).text
+    for name in ("sre2l, iid", "sre2l, alpha 0.1", "lic, iid", "lic, alpha 0.1"):
+        assert f"{name}. Mean of all students" in text
+        assert f"{name}: The best number of clients falls" in text
+    assert "IPC 1: all beside each other." in text
+    assert "alpha iid, 0.1 distiller sre2l, lic" in text
+    assert "alpha 0.1, N = 2, seed 0" in text  # its partition
+
+
+def test_rows_beside_at_the_cost_of_their_own(tmp_path):
+    random = {**made_up.scores(30.0, 31.0), "bytes": {"up": 5000, "down": 10}}
+    folder = made_up.sweep_folder(
+        tmp_path / "s", clients=(1, 2), ipc=(1,), seeds=(0,), baselines={"random": random}
+    )
+    page = read(folder)
+    assert "IPC 1, and the rows beside it." in page.text
+    html = (folder / "report.html").read_text()
+    # Random real images are better than these sets, and that stands out.
+    assert html.count('<td class="strong">30.50') == 2
+
+
+def test_further_networks_have_tables_of_their_own(tmp_path):
+    folder = made_up.sweep_folder(tmp_path / "s", clients=(1, 2), ipc=(1,), seeds=(0,))
+    for path in folder.glob("runs/*/result.json"):
+        result = json.loads(path.read_text())
+        result["sets"]["1"]["students"]["resnet18"] = made_up.scores(77.0, 79.0)
+        path.write_text(json.dumps(result))
+    page = read(folder)
+    assert "Other networks" in page.headings
+    assert "78.00" in page.text
+    assert "resnet18: Top-1 in percent" in page.text
+
+
+CIFAR10 = {"data": {"name": "cifar10", "fraction": 1.0}, "student": {"models": ["resnet18"]}}
+
+
+def resnet_sweep(folder: Path, monkeypatch: pytest.MonkeyPatch, **sections) -> Reader:
+    """A sweep in the paper's setting, but for the sections given."""
+
+    def tree(**own):
+        return {**tiny_tree(**own), "model": {"name": "resnet18"}}
+
+    monkeypatch.setattr(made_up, "tiny_tree", tree)
+    return read(
+        made_up.sweep_folder(
+            folder,
+            clients=(1,),
+            ipc=(7, 10),
+            seeds=(0,),
+            histograms=[[5000] * 10],
+            sections={**CIFAR10, **sections},
+        )
+    )
+
+
+def test_the_paper_stands_beside_the_same_setting_cell_by_cell(tmp_path, monkeypatch):
+    page = resnet_sweep(tmp_path / "s", monkeypatch)
+    assert "Beside the paper's table" in page.headings
+    ours = made_up.made_up(10, 1, 0)
+    mean = sum(ours) / 2
+    plus_minus = "\N{PLUS-MINUS SIGN}"
+    assert f"10 1 {mean:.2f} {plus_minus} 0.35 2 27.2 {mean - 27.2:+.2f}" in page.text
+    assert "teachers 1 88.12 - 94.8 -6.67" in page.text  # 88.125 - 94.8
+    assert "Table 3, CIFAR-10 of Distributed Boosting" in page.text
+    assert "7 1 12.32 \N{PLUS-MINUS SIGN} 0.35 2" not in page.text  # the paper has no IPC 7
+
+
+def test_the_paper_stands_beside_no_other_setting(tmp_path, monkeypatch):
+    page = resnet_sweep(tmp_path / "s", monkeypatch, teacher={"count": 2})
+    assert "not of the same setting, so it is not shown here: teacher.count is 2." in page.text
+    assert "27.2" not in page.text
+
+
+def test_the_paper_is_not_mentioned_for_other_data(sweep):
+    assert "Beside the paper's table" not in sweep[1].headings
