@@ -328,8 +328,15 @@ def _fill_in(config: Config) -> Config:
     views = protocols.view_keys(config.student.protocol, tiles)
     if (config.relabel.tiles or 1) > 1:  # who asks for tiles wants to see some
         views["tile_share"] = views["tile_share"] or protocols.TILE_SHARE
-    relabel = dataclasses.replace(config.relabel, **_missing(config.relabel, views))
-    return dataclasses.replace(config, student=student, relabel=relabel, distill=distill)
+    shards = protocols.shard_keys(config.partition.name, config.relabel.name)
+    slots = {"slots": shards.pop("slots")}
+    return dataclasses.replace(
+        config,
+        student=student,
+        relabel=dataclasses.replace(config.relabel, **_missing(config.relabel, views | shards)),
+        distill=distill,
+        federation=dataclasses.replace(config.federation, **_missing(config.federation, slots)),
+    )
 
 
 def _temperature(wanted: float | None, student: StudentConfig) -> float | None:

@@ -335,7 +335,8 @@ def _sources(
     counts = synthetic.as_image_set().histogram(synthetic.spec.num_classes)
     for name in config.coresets:
         try:
-            plan = baselines.coreset_plan(name, tasks, counts)
+            rule = config.federation.slots or "even"
+            plan = baselines.coreset_plan(name, tasks, counts, rule)
         except LookupError as error:
             label, possible = error.args
             _log.warning(
