@@ -1,4 +1,4 @@
-"""What a client does, with or without Flower: squeeze its shard, distil its share."""
+"""What a client does, with or without Flower: squeeze its shard, distil its share, label."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from fedistill import registry, store
+from fedistill.answers import Labeller, Sheet, answer, prior_adjustment
 from fedistill.config import Config
 from fedistill.cores import set_threads
 from fedistill.distillers.base import Task
+from fedistill.errors import RunError
 from fedistill.images import DataSpec, ImageSet
 from fedistill.models import build
 from fedistill.planning import distiller_of
@@ -53,25 +55,15 @@ def make_share(
     Returns:
         The client's share, its teachers included.
     """
-    set_threads(config.federation.cpus_per_client)
-    device = device_for(config.federation.gpus_per_client)
-    client = _Client(
-        config=config,
-        spec=spec,
-        shard=shard,
-        partition_id=partition_id,
-        device=device,
-        dtype=resolve_precision(config.precision, device),
-        store=Store.from_environment(),
-        report=report,
-    )
+    client = _client(config, spec, shard, partition_id, report)
     squeezed: list[Artefact] = []
     if not teacher_states:
         squeezed = [client.squeeze(n) for n in range(len(config.teachers_of(partition_id)))]
     states = tuple(artefact.tensors for artefact in squeezed) or tuple(teacher_states)
     recovered = client.recover(counts, attempt, made, states)
     report("done", 1, 1, "")
-    work = {"squeeze": squeezed, "recover": recovered}
+    # Who is asked again has told of its teachers before: it only finds them in its store.
+    work = {"squeeze": [] if attempt else squeezed, "recover": recovered}
     return Share(
         partition_id=partition_id,
         images=torch.cat([artefact.tensors["images"] for artefact in recovered]),
@@ -88,6 +80,67 @@ def make_share(
             stage: sum((it.notes["seconds"] for it in items), 0.0) for stage, items in work.items()
         },
         from_store=tuple(stage for stage, items in work.items() if any(it.found for it in items)),
+    )
+
+
+def label(
+    config: Config,
+    spec: DataSpec,
+    shard: ImageSet,
+    sheet: Sheet,
+    mine: Tensor,
+    *,
+    partition_id: int,
+    report: Report = lambda stage, done, total, note: None,
+) -> Tensor:
+    """Label views of the integrated set with the teachers that this client has kept.
+
+    Args:
+        config: of the experiment.
+        spec: of the data set.
+        shard: the client's real images; they decide the key of its teachers.
+        sheet: what there is to label.
+        mine: which of it, bool [views, M].
+        partition_id: of the client.
+        report: as for `make_share`.
+
+    Returns:
+        Logits, float16 [number of these views, num_classes].
+
+    Raises:
+        RunError: the teachers are not in the store: others would not be those of this run.
+    """
+    client = _client(config, spec, shard, partition_id, report)
+    states = [client.kept_teacher(n) for n in range(len(config.teachers_of(partition_id)))]
+    teacher = restore_teachers(config, spec, partition_id, states).to(client.device)
+    prior = None
+    if config.relabel.prior_correction:
+        prior = prior_adjustment(shard.histogram(spec.num_classes))
+    (logits,) = answer(
+        sheet,
+        [Labeller(teacher, mine, prior)],
+        spec,
+        device=client.device,
+        dtype=client.dtype,
+        report=lambda done, total: report("label", done, total, ""),
+    )
+    return logits
+
+
+def _client(
+    config: Config, spec: DataSpec, shard: ImageSet, partition_id: int, report: Report
+) -> "_Client":
+    set_threads(config.federation.cpus_per_client)
+    device = device_for(config.federation.gpus_per_client)
+    return _Client(
+        config=config,
+        spec=spec,
+        shard=shard,
+        partition_id=partition_id,
+        device=device,
+        dtype=resolve_precision(config.precision, device),
+        store=Store.from_environment(),
+        report=report,
     )
 
 
@@ -117,9 +170,6 @@ class _Client:
         """Train one teacher; the notes hold its loss curve."""
         recipe = self.config.teacher
         models = self.config.teachers_of(self.partition_id)
-        path: tuple[str | int, ...] = ("squeeze", self.partition_id)
-        path += (number,) if number else ()
-        alone = asdict(replace(recipe, count=1, backbones=()))
         before, total = number * recipe.epochs, len(models) * recipe.epochs
 
         def make() -> Artefact:
@@ -129,7 +179,7 @@ class _Client:
                 models[number],
                 recipe,
                 seed=self.config.seed,
-                path=path,
+                path=self._squeeze_path(number),
                 device=self.device,
                 dtype=self.dtype,
                 report=lambda done, _, loss: self.report(
@@ -139,11 +189,31 @@ class _Client:
             state = {name: tensor.cpu() for name, tensor in teacher.state_dict().items()}
             return Artefact(state, {"curve": curve})
 
-        key = self._key(path=path, model=asdict(models[number]), recipe=alone)
-        artefact = self.store.recall("teacher", key, make)
+        artefact = self.store.recall("teacher", self._teacher_key(number), make)
         if artefact.found:
             self.report("squeeze", before + recipe.epochs, total, "from the store")
         return artefact
+
+    def kept_teacher(self, number: int) -> State:
+        """Read the weights of a teacher that this client has trained before."""
+        found = self.store.get("teacher", self._teacher_key(number))
+        if found is None:
+            raise RunError(
+                f"client {self.partition_id} finds no teacher of this run in its store "
+                f"({self.store.folder or f'{store.VARIABLE} is not set'}); keep one store for all "
+                "messages of a run, or set relabel.at: server"
+            )
+        return found.tensors
+
+    def _squeeze_path(self, number: int) -> tuple[str | int, ...]:
+        return ("squeeze", self.partition_id, *((number,) if number else ()))
+
+    def _teacher_key(self, number: int) -> dict[str, Any]:
+        return self._key(
+            path=self._squeeze_path(number),
+            model=asdict(self.config.teachers_of(self.partition_id)[number]),
+            recipe=asdict(replace(self.config.teacher, count=1, backbones=())),
+        )
 
     def recover(
         self, counts: Sequence[int], attempt: int, made: Sequence[int], states: Sequence[State]

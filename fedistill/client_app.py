@@ -1,6 +1,7 @@
-"""The ClientApp: it describes its shard, and makes its share of the set.
+"""The ClientApp: it describes its shard, makes its share of the set, and may label at home.
 
 Squeeze and distil share one message, since in a deployment every message starts a new process.
+A teacher that stays at home waits in the artefact store for the message that asks for labels.
 A handler answers on every path: one that does not would leave the server waiting, or wedge a
 SuperNode for good. So mistakes travel back as an error with their traceback.
 """
@@ -18,11 +19,14 @@ import torch
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from fedistill import data, partition, wire
-from fedistill.client import make_share
+from fedistill import data, partition, wire, wire_labels
+from fedistill.answers import Sheet
+from fedistill.client import label, make_share
 from fedistill.config import DataConfig, PartitionConfig
+from fedistill.errors import RunError
 from fedistill.images import DataSpec, ImageSet
 from fedistill.progress import Progress
+from fedistill.store import VARIABLE, Store
 
 app = ClientApp()
 
@@ -65,6 +69,12 @@ def distill(message: Message, context: Context) -> Message:
     """Make this client's share of the set."""
     request = wire.decode_distill_request(message.content)
     config = request.config
+    at_home = config.relabel.at == "clients"
+    if at_home and Store.from_environment().folder is None:
+        raise RunError(
+            f"relabel.at is clients, and {VARIABLE} is not set: the teacher would be lost before "
+            "labels are asked for; set it to a folder, or set relabel.at: server"
+        )
     shard = _shard(config.data, config.partition, config.seed, request.partition_id, request.spec)
     with _collected_warnings() as warnings:
         share = make_share(
@@ -79,7 +89,28 @@ def distill(message: Message, context: Context) -> Message:
             report=Progress(f"client {request.partition_id}").report,
         )
     share = replace(share, warnings=tuple(dict.fromkeys(warnings)))
+    if at_home:
+        share = replace(share, teachers=())
     return Message(wire.encode_share(share), reply_to=message)
+
+
+@app.query("label")
+@_answering
+def answer_label(message: Message, context: Context) -> Message:
+    """Label this client's views of the integrated set."""
+    request = wire_labels.decode_label_request(message.content)
+    config = request.config
+    shard = _shard(config.data, config.partition, config.seed, request.partition_id, request.spec)
+    logits = label(
+        config,
+        request.spec,
+        shard,
+        Sheet(request.images, len(request.mine), request.seed, request.options),
+        request.mine,
+        partition_id=request.partition_id,
+        report=Progress(f"client {request.partition_id}").report,
+    )
+    return Message(wire_labels.encode_answers(request.partition_id, logits), reply_to=message)
 
 
 @contextmanager

@@ -238,7 +238,7 @@ def score_all(
     sets: Mapping[int, SyntheticSet],
     train: ImageSet,
     shards: Sequence[Tensor],
-    teachers: Mapping[int, nn.Module],
+    teachers: Mapping[int, nn.Module | None],
     answers: Sequence[Tensor],
     refine: Refine,
     report: Report = lambda done, total: None,
@@ -252,7 +252,8 @@ def score_all(
         sets: by IPC, with soft labels.
         train: the training split.
         shards: indices into it of each partition id.
-        teachers: of the clients that took part, by partition id, each as one network.
+        teachers: of the clients that took part, by partition id, each as one network; None: it
+            has stayed at home.
         answers: of these teachers to the test split, for the baseline `ensemble`.
         refine: labels a set with such views as a config says, as the distilled ones were labelled.
         report: called with epochs done and epochs in all of one set.
@@ -298,7 +299,7 @@ def _tasks(
     evaluator: Evaluator,
     train: ImageSet,
     shards: Sequence[Tensor],
-    teachers: Mapping[int, nn.Module],
+    teachers: Mapping[int, nn.Module | None],
 ) -> list[Task]:
     """Return what each client would be asked with, before it is known for which images."""
     spec = evaluator.spec
@@ -306,7 +307,7 @@ def _tasks(
         Task(
             counts=[0] * spec.num_classes,
             shard=train.select(shards[client]),
-            teachers=[*net.members] if isinstance(net, Committee) else [net],
+            teachers=_members(net),
             models=evaluator.config.teachers_of(client),
             spec=spec,
             seed=evaluator.config.seed,
@@ -316,6 +317,12 @@ def _tasks(
         )
         for client, net in teachers.items()
     ]
+
+
+def _members(net: nn.Module | None) -> list[nn.Module]:
+    if net is None:
+        return []
+    return [*net.members] if isinstance(net, Committee) else [net]
 
 
 def _sources(

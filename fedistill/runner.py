@@ -86,7 +86,7 @@ def run(config: Config, output: Path, backend: str, store: Path | None = None) -
         else tracking.default_uri(Path.cwd()),
     }
     try:
-        with _variable(STORE_VARIABLE, kept.folder):
+        with _store(config, kept) as folder, _variable(STORE_VARIABLE, folder):
             if backend == "local":
                 preflight(config)
                 results.claim(output, run_config["config-yaml"])
@@ -200,6 +200,16 @@ def _display(output: Path, clients: int) -> Iterator[ProgressDisplay]:
     path = output / "progress.jsonl"
     with _variable(_PROGRESS, path), ProgressDisplay(path, clients=clients) as display:
         yield display
+
+
+@contextmanager
+def _store(config: Config, kept: Store) -> Iterator[Path | None]:
+    """Give teachers that stay at home a store for the length of the run, if there is none."""
+    if kept.folder is not None or config.relabel.at == "server":
+        yield kept.folder
+        return
+    with tempfile.TemporaryDirectory(prefix="fedistill-store-") as folder:
+        yield Path(folder)
 
 
 @contextmanager

@@ -60,10 +60,18 @@ FLOORS = [
         "fedistill.losses.statistics",
         "fedistill.models.build",
         "fedistill.models.features",
+        "fedistill.records",
         "fedistill.shares",
         "fedistill.tracking",
     ],
-    ["fedistill.distillers.base", "fedistill.embedding", "fedistill.models", "fedistill.wire"],
+    [
+        "fedistill.answers",
+        "fedistill.distillers.base",
+        "fedistill.embedding",
+        "fedistill.models",
+        "fedistill.wire",
+        "fedistill.wire_labels",
+    ],
     [
         "fedistill.losses.bottleneck",
         "fedistill.losses.matching",
@@ -91,6 +99,7 @@ FLOORS = [
         "fedistill.tables",
         "strategies.exchange",
     ],
+    ["strategies.labelling"],
     [
         "fedistill.benchmark",
         "fedistill.client_app",
@@ -112,7 +121,7 @@ NEIGHBOUR = {
     "strategies": "strategies.distributed_boosting",
 }
 
-FLOWER = {"fedistill.wire", "fedistill.client_app"}
+FLOWER = {"fedistill.client_app", "fedistill.records", "fedistill.wire", "fedistill.wire_labels"}
 MLFLOW = {"fedistill.mlflow_store"}
 
 # Beside torch and NumPy the method needs none of these.

@@ -8,7 +8,7 @@ import torch
 from fakes import CPU, Constant, tiny_config, tiny_set, tiny_spec, tiny_teacher
 from torch import nn
 
-from fedistill import crops, mosaic, relabel
+from fedistill import answers, crops, mosaic, relabel
 from fedistill.config import RelabelConfig
 from fedistill.relabel import choose_teachers, view_options
 from fedistill.seeding import generator
@@ -113,7 +113,7 @@ def test_the_size_of_a_block_does_not_change_the_labels(name: str, monkeypatch: 
     teachers = {number: tiny_teacher(number) for number in range(2)}
     found = []
     for block in (1, 13, 500):
-        monkeypatch.setattr(relabel, "_BATCH", block)
+        monkeypatch.setattr(answers, "_BATCH", block)
         found.append(logits(teachers, name=name, mix="cutmix"))
     for other in found[1:]:
         torch.testing.assert_close(found[0], other, rtol=2e-3, atol=2e-3)
