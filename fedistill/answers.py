@@ -64,9 +64,9 @@ class Labeller:
 def prior_adjustment(histogram: Sequence[int]) -> Tensor:
     """Return what is taken from the logits of a teacher that was trained on such a shard.
 
-    Menon et al. (ICLR 2021), Eq. (9) with tau 1: the log of the class prior, here with Laplace
-    smoothing, (n_c + 1) / (n + C), since a shard may lack a class; centred, so that it has mean 0
-    over the classes. Exactly 0 for equal counts.
+    Menon et al. (ICLR 2021), the post-hoc form with tau 1: the log of the class prior. Here the
+    prior has Laplace smoothing, (n_c + 1) / (n + C), since a shard may lack a class, and the log
+    is centred, so that it has mean 0 over the classes. Exactly 0 for equal counts.
 
     Args:
         histogram: images of each class, [num_classes].

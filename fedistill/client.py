@@ -62,8 +62,7 @@ def make_share(
     states = tuple(artefact.tensors for artefact in squeezed) or tuple(teacher_states)
     recovered = client.recover(counts, attempt, made, states)
     report("done", 1, 1, "")
-    # Who is asked again has told of its teachers before: it only finds them in its store.
-    work = {"squeeze": [] if attempt else squeezed, "recover": recovered}
+    work = {"squeeze": squeezed, "recover": recovered}
     return Share(
         partition_id=partition_id,
         images=torch.cat([artefact.tensors["images"] for artefact in recovered]),

@@ -234,6 +234,7 @@ def test_a_repaired_run_asks_no_teacher_up_either(monkeypatch: pytest.MonkeyPatc
     assert home.teachers == ()
     assert len(here.images) == len(home.images)
     assert found["clients"].failures.keys() == {1}
+    assert home.from_store == ()  # it has found its teacher again, and did not make it twice
 
 
 @pytest.mark.usefixtures("store")
