@@ -50,9 +50,12 @@ class Share:
     def extended(self, more: "Share") -> "Share":
         """Append the images that the same client made later, class by class.
 
-        Its teachers are told of in the first share: where they stay at home, the client has found
-        them there again.
+        A teacher that it has found in its store is the one of the first share: told of once.
         """
+        if "squeeze" in more.from_store:
+            seconds = {**more.seconds, "squeeze": 0.0}
+            kept = tuple(stage for stage in more.from_store if stage != "squeeze")
+            more = replace(more, seconds=seconds, from_store=kept)
         parts = [
             share.entry(number) for number in range(len(self.counts)) for share in (self, more)
         ]
@@ -60,15 +63,8 @@ class Share:
             self,
             images=torch.cat(parts),
             counts=tuple(a + b for a, b in zip(self.counts, more.counts, strict=True)),
-            seconds={
-                stage: value + (0.0 if stage == "squeeze" else more.seconds.get(stage, 0.0))
-                for stage, value in self.seconds.items()
-            },
-            from_store=tuple(
-                dict.fromkeys(
-                    [*self.from_store, *(it for it in more.from_store if it != "squeeze")]
-                )
-            ),
+            seconds={key: self.seconds[key] + more.seconds.get(key, 0.0) for key in self.seconds},
+            from_store=tuple(dict.fromkeys([*self.from_store, *more.from_store])),
             warnings=tuple(dict.fromkeys([*self.warnings, *more.warnings])),
         )
 
