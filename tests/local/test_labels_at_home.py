@@ -87,6 +87,14 @@ def test_the_set_is_the_same_where_clients_hold_different_classes(clients: str):
 
 
 @pytest.mark.usefixtures("store")
+def test_whitened_images_are_labelled_at_home_as_here():
+    found = [start(at(where, data={"zca": True}))[0] for where in ("server", "clients")]
+    assert found[1].at_home is not None
+    assert found[1].at_home.failures == {}
+    assert found[0].sets[1].sha256 == found[1].sets[1].sha256
+
+
+@pytest.mark.usefixtures("store")
 def test_several_teachers_of_a_client_answer_as_one_at_home_too():
     shallow = {"name": "convnet", "depth": 1, "width": 4}
     teacher = {"backbones": [{"name": "convnet", "depth": 2, "width": 4}, shallow], "count": 2}
@@ -226,9 +234,9 @@ def test_a_client_that_has_lost_its_teacher_trains_no_other(
 
 
 @pytest.mark.usefixtures("store")
-def test_a_repaired_run_asks_no_teacher_up_either(monkeypatch: pytest.MonkeyPatch):
+def test_a_repaired_run_finds_its_teachers_at_home(monkeypatch: pytest.MonkeyPatch):
     failing(monkeypatch, 1)
-    found = {where: start(at(where, distill={"ipc": [3]}))[0] for where in ("server", "clients")}
+    found = {where: start(at(where, distill={"ipc": [3]}))[0] for where in ("clients", "server")}
     assert found["server"].sets[3].sha256 == found["clients"].sets[3].sha256
     here, home = (found[where].shares[0] for where in ("server", "clients"))
     assert home.teachers == ()
