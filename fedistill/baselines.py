@@ -31,19 +31,22 @@ from fedistill.student import Score
 from fedistill.training import top1
 
 
-def coreset_plan(name: str, tasks: Sequence[Task], wanted: Sequence[int]) -> Plan:
+def coreset_plan(
+    name: str, tasks: Sequence[Task], wanted: Sequence[int], rule: str = "even"
+) -> Plan:
     """Deal real images to the clients as the slots of a distilled set are dealt.
 
     Args:
         name: of the distiller that chooses.
         tasks: one for each client.
         wanted: images of each class, in all.
+        rule: a value of `federation.slots`.
 
     Raises:
         LookupError: as for `slots.allocate`: the clients hold too few images of a class.
     """
     histograms = {task.partition_id: task.shard.histogram(len(wanted)) for task in tasks}
-    return slots.allocate(histograms, wanted, _part(name).real_images_per_image)
+    return slots.RULES[rule](histograms, wanted, _part(name).real_images_per_image)
 
 
 def coreset(name: str, tasks: Sequence[Task], plan: Plan, number: int = 0) -> SyntheticSet:

@@ -1,4 +1,4 @@
-"""What a client does, with or without Flower: squeeze its shard, distil its share."""
+"""What a client does, with or without Flower: squeeze its shard, distil its share, label."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from fedistill import registry, store
+from fedistill.answers import Labeller, Sheet, answer, prior_adjustment
 from fedistill.config import Config, ModelConfig, TeacherConfig
 from fedistill.cores import set_threads
 from fedistill.distillers.base import Batch, Task
+from fedistill.errors import RunError
 from fedistill.images import DataSpec, ImageSet
 from fedistill.models import build
 from fedistill.planning import distiller_of
@@ -175,6 +177,50 @@ def _client(
     )
 
 
+def label(
+    config: Config,
+    spec: DataSpec,
+    shard: ImageSet,
+    sheet: Sheet,
+    mine: Tensor,
+    *,
+    partition_id: int,
+    report: Report = lambda stage, done, total, note: None,
+) -> Tensor:
+    """Label views of the integrated set with the teachers that this client has kept.
+
+    Args:
+        config: of the experiment.
+        spec: of the data set.
+        shard: the client's real images; they decide the key of its teachers.
+        sheet: what there is to label.
+        mine: which of it, bool [views, M].
+        partition_id: of the client.
+        report: as for `make_share`.
+
+    Returns:
+        Logits, float16 [number of these views, num_classes].
+
+    Raises:
+        RunError: the teachers are not in the store: others would not be those of this run.
+    """
+    client = _client(config, spec, shard, partition_id, Store.from_environment(), report)
+    states = [client.kept_teacher(n) for n in range(len(config.teachers_of(partition_id)))]
+    teacher = restore_teachers(config, spec, partition_id, states).to(client.device)
+    prior = None
+    if config.relabel.prior_correction:
+        prior = prior_adjustment(shard.histogram(spec.num_classes))
+    (logits,) = answer(
+        sheet,
+        [Labeller(teacher, mine, prior)],
+        spec,
+        device=client.device,
+        dtype=client.dtype,
+        report=lambda done, total: report("label", done, total, ""),
+    )
+    return logits
+
+
 @dataclass(frozen=True)
 class _Row:
     """What is asked for one set: see `Task`."""
@@ -265,6 +311,17 @@ class _Client:
 
     def _path(self, number: int) -> tuple[str | int, ...]:
         return ("squeeze", self.partition_id, *((number,) if number else ()))
+
+    def kept_teacher(self, number: int) -> State:
+        """Read the weights of a teacher that this client has trained before."""
+        found = self.store.get("teacher", self.teacher_key(number))
+        if found is None:
+            raise RunError(
+                f"client {self.partition_id} finds no teacher of this run in its store "
+                f"({self.store.folder or f'{store.VARIABLE} is not set'}); keep one store for all "
+                "messages of a run, or set relabel.at: server"
+            )
+        return found.tensors
 
     def recover(
         self, counts: Sequence[int], attempt: int, made: Sequence[int], states: Sequence[State]

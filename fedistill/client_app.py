@@ -1,6 +1,10 @@
-"""The ClientApp: it describes its shard, makes its share of the set, and takes part in FedAvg.
+"""The ClientApp: it describes its shard, makes its share of the set, and may label at home.
+
+It also takes part in FedAvg, the rival.
+
 
 Squeeze and distil share one message, since in a deployment every message starts a new process.
+A teacher that stays at home waits in the artefact store for the message that asks for labels.
 A handler answers on every path: one that does not would leave the server waiting, or wedge a
 SuperNode for good. So mistakes travel back as an error with their traceback.
 """
@@ -18,11 +22,14 @@ import torch
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from fedistill import data, partition, wire
-from fedistill.client import make_share, train_from
+from fedistill import data, partition, wire, wire_fedavg, wire_labels
+from fedistill.answers import Sheet
+from fedistill.client import label, make_share, train_from
 from fedistill.config import DataConfig, PartitionConfig
+from fedistill.errors import RunError
 from fedistill.images import DataSpec, ImageSet
 from fedistill.progress import Progress
+from fedistill.store import VARIABLE, Store
 
 app = ClientApp()
 
@@ -65,6 +72,12 @@ def distill(message: Message, context: Context) -> Message:
     """Make this client's share of the set."""
     request = wire.decode_distill_request(message.content)
     config = request.config
+    at_home = config.relabel.at == "clients"
+    if at_home and Store.from_environment().folder is None:
+        raise RunError(
+            f"relabel.at is clients, and {VARIABLE} is not set: the teacher would be lost before "
+            "labels are asked for; set it to a folder, or set relabel.at: server"
+        )
     shard = _shard(config.data, config.partition, config.seed, request.partition_id, request.spec)
     with _collected_warnings() as warnings:
         share = make_share(
@@ -79,14 +92,35 @@ def distill(message: Message, context: Context) -> Message:
             report=Progress(f"client {request.partition_id}").report,
         )
     share = replace(share, warnings=tuple(dict.fromkeys(warnings)))
+    if at_home:
+        share = replace(share, teachers=())
     return Message(wire.encode_share(share), reply_to=message)
+
+
+@app.query("label")
+@_answering
+def answer_label(message: Message, context: Context) -> Message:
+    """Label this client's views of the integrated set."""
+    request = wire_labels.decode_label_request(message.content)
+    config = request.config
+    shard = _shard(config.data, config.partition, config.seed, request.partition_id, request.spec)
+    logits = label(
+        config,
+        request.spec,
+        shard,
+        Sheet(request.images, len(request.mine), request.seed, request.options),
+        request.mine,
+        partition_id=request.partition_id,
+        report=Progress(f"client {request.partition_id}").report,
+    )
+    return Message(wire_labels.encode_answers(request.partition_id, logits), reply_to=message)
 
 
 @app.train()
 @_answering
 def train(message: Message, context: Context) -> Message:
     """Do this client's part of a round of FedAvg: a rival, no part of the method."""
-    request = wire.decode_train_request(message.content)
+    request = wire_fedavg.decode_train_request(message.content)
     config, client = request.config, request.partition_id
     shard = _shard(config.data, config.partition, config.seed, client, request.spec)
     weights, loss = train_from(
@@ -98,7 +132,7 @@ def train(message: Message, context: Context) -> Message:
         server_round=request.server_round,
         report=Progress(f"client {client}").report,
     )
-    return Message(wire.encode_update(weights, len(shard), loss), reply_to=message)
+    return Message(wire_fedavg.encode_update(weights, len(shard), loss), reply_to=message)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ its own values; what a section leaves at None is filled in when the file is read
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from fedistill.rules import Rule, above_zero, areas, at_least, below_one, check, part, share
 
@@ -178,12 +178,17 @@ class DistillConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RelabelConfig:
-    """How the server labels random views of the integrated set.
+    """How random views of the integrated set are labelled.
 
     name: `mix` draws a random teacher for every view of every image (Distributed Boosting);
     `own` asks the teacher of the client that made the image; `single` asks the teacher
     with the lowest partition id for all; `mean` averages the logits of all teachers.
     A client with several teachers answers with the mean of their logits.
+    at: `server` collects the teachers and labels there; `clients` leaves them at home, sends
+    the set to every client and collects logits.
+    teacher_choice: of `mix`: `uniform`, or `coverage`: proportional to how many real images of
+    the image's class each teacher was trained on. `prior_correction` takes the log of its own
+    class prior from each teacher's logits (`relabel.py`). Left out, both follow `partition`.
     The view keys left out come from the student protocol. With `tiles` 2, a share `tile_share`
     of the views shows one quarter of the image: a mosaic's single images.
     """
@@ -191,8 +196,9 @@ class RelabelConfig:
     __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     name: Literal["mix", "own", "single", "mean"] = "mix"
     views: int | None = None
-    at: Literal["server"] = "server"
-    teacher_choice: Literal["uniform"] = "uniform"
+    at: Literal["server", "clients"] = "server"
+    teacher_choice: Literal["uniform", "coverage"] | None = None
+    prior_correction: bool | None = None
     scale: tuple[float, float] | None = None
     shift: int | None = None
     flip: bool | None = None
@@ -209,6 +215,11 @@ class RelabelConfig:
             above_zero(self, "mix_alpha"),
             areas("scale", self.scale or (1.0, 1.0)),
             share(self, "mix_probability", "tile_share"),
+            (
+                self.teacher_choice != "coverage" or self.name == "mix",
+                f"teacher_choice is coverage and name is {self.name}, which draws no teachers; "
+                "accepted: name: mix, or teacher_choice: uniform",
+            ),
         )
 
 
@@ -281,10 +292,16 @@ class StudentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FederationConfig:
-    """What the federation may use, and how long it waits."""
+    """What the federation may use, how long it waits, and who makes how many images.
+
+    slots: `even` deals the images of a class evenly to the clients that hold it, `histogram` in
+    proportion to how many real ones of it each holds (`slots.py`); left out, it follows
+    `partition`.
+    """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     min_clients: int = 1
+    slots: Literal["even", "histogram"] | None = None
     deadline_s: float = 3600.0
     cpus_per_client: int = 1
     gpus_per_client: float = 0.0
@@ -341,6 +358,7 @@ Baseline = Literal[
     "full_data",
 ]  # fmt: skip
 _CORESETS = ("random", "herding", "k_center")  # sets of real images, made by distillers so named
+_NEED_TEACHERS = ("herding", "k_center", "ensemble", "weight_average")  # on the server
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -395,12 +413,32 @@ class Config:
             ),
             _one_network("fedavg", self.baselines, "model", self._own_models),
             _one_network("weight_average", self.baselines, "the teachers", self.teacher_models),
+            *self._rules_of_labels_at_home(),
             (
                 re.fullmatch(r"[\w][\w. -]*", self.name) is not None,
                 f"name is {self.name!r}; accepted: letters, digits, '_', '-', '.' and spaces "
                 "(it names folders)",
             ),
         )
+
+    def _rules_of_labels_at_home(self) -> list[Rule]:
+        """Rules: nothing needs a teacher on the server when all of them stay at home."""
+        if self.relabel.at == "server":
+            return []
+        others = [name for name in get_args(Baseline) if name not in _NEED_TEACHERS]
+        wanted = [name for name in self.baselines if name in _NEED_TEACHERS]
+        return [
+            (
+                not wanted,
+                f"baselines holds {', '.join(wanted)}, which need the teachers on the server, and "
+                f"relabel.at is clients; accepted: {', '.join(others)}, or relabel.at: server",
+            ),
+            (
+                self.cotrain is None,
+                "cotrain is given, which needs the teachers on the server, and relabel.at is "
+                "clients; accepted: no cotrain, or relabel.at: server",
+            ),
+        ]
 
     @property
     def coresets(self) -> tuple[str, ...]:

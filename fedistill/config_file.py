@@ -331,12 +331,18 @@ def _fill_in(config: Config) -> Config:
     views = protocols.view_keys(config.student.protocol, tiles)
     if (config.relabel.tiles or 1) > 1:  # who asks for tiles wants to see some
         views["tile_share"] = views["tile_share"] or protocols.TILE_SHARE
-    relabel = dataclasses.replace(config.relabel, **_missing(config.relabel, views))
     fedavg = dataclasses.replace(
         config.fedavg, **_missing(config.fedavg, {"epochs": config.teacher.epochs})
     )
+    shards = protocols.shard_keys(config.partition.name, config.relabel.name)
+    slots = {"slots": shards.pop("slots")}
     return dataclasses.replace(
-        config, student=student, relabel=relabel, distill=distill, fedavg=fedavg
+        config,
+        student=student,
+        relabel=dataclasses.replace(config.relabel, **_missing(config.relabel, views | shards)),
+        distill=distill,
+        fedavg=fedavg,
+        federation=dataclasses.replace(config.federation, **_missing(config.federation, slots)),
     )
 
 

@@ -264,7 +264,7 @@ def score_all(
     sets: Mapping[int, SyntheticSet],
     train: ImageSet,
     shards: Sequence[Tensor],
-    teachers: Mapping[int, nn.Module],
+    teachers: Mapping[int, nn.Module | None],
     answers: Sequence[Tensor],
     refine: Refine,
     report: Report = lambda done, total: None,
@@ -280,7 +280,8 @@ def score_all(
         sets: by IPC, with soft labels.
         train: the training split.
         shards: indices into it of each partition id.
-        teachers: of the clients that took part, by partition id, each as one network.
+        teachers: of the clients that took part, by partition id, each as one network; None: it
+            has stayed at home.
         answers: of these teachers to the test split, for the baseline `ensemble`.
         refine: labels a set with such views as a config says, as the distilled ones were labelled.
         report: called with epochs done and epochs in all of one set.
@@ -296,7 +297,8 @@ def score_all(
     if "ensemble" in wanted:
         once["ensemble"] = baselines.ensemble(answers, evaluator.test.labels)
     if "weight_average" in wanted:
-        once["weight_average"] = evaluator.weight_average(shards, teachers)
+        here = {client: net for client, net in teachers.items() if net is not None}
+        once["weight_average"] = evaluator.weight_average(shards, here)
     for ipc, synthetic in sets.items():
         rows: dict[tuple[str, str], Row] = {}
         if "full_data" in wanted - once.keys():
@@ -329,7 +331,7 @@ def _tasks(
     evaluator: Evaluator,
     train: ImageSet,
     shards: Sequence[Tensor],
-    teachers: Mapping[int, nn.Module],
+    teachers: Mapping[int, nn.Module | None],
 ) -> list[Task]:
     """Return what each client would be asked with, before it is known for which images."""
     spec = evaluator.spec
@@ -337,7 +339,7 @@ def _tasks(
         Task(
             counts=[0] * spec.num_classes,
             shard=train.select(shards[client]),
-            teachers=[*net.members] if isinstance(net, Committee) else [net],
+            teachers=_members(net),
             models=evaluator.config.teachers_of(client),
             spec=spec,
             seed=evaluator.config.seed,
@@ -347,6 +349,12 @@ def _tasks(
         )
         for client, net in teachers.items()
     ]
+
+
+def _members(net: nn.Module | None) -> list[nn.Module]:
+    if net is None:
+        return []
+    return [*net.members] if isinstance(net, Committee) else [net]
 
 
 def _sources(
@@ -366,7 +374,8 @@ def _sources(
     counts = synthetic.as_image_set().histogram(synthetic.spec.num_classes)
     for name in config.coresets:
         try:
-            plan = baselines.coreset_plan(name, tasks, counts)
+            rule = config.federation.slots or "even"
+            plan = baselines.coreset_plan(name, tasks, counts, rule)
         except LookupError as error:
             label, possible = error.args
             _log.warning(

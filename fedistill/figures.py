@@ -81,7 +81,8 @@ def score_bars(
 
     rows = [(f"student {name}", score, _BLUE) for name, score in students.items()]
     rows += [(short(name), score, _ORANGE) for name, score in baselines.items()]
-    rows += [("teachers (mean of clients)", Score(list(teacher_top1), []), _GREY)]
+    if teacher_top1:  # those that stay with their clients are not tested
+        rows += [("teachers (mean of clients)", Score(list(teacher_top1), []), _GREY)]
     figure = Figure(figsize=(6.4, 0.42 * len(rows) + 1.1), layout="constrained")
     axes = figure.subplots()
     for place, (_, score, colour) in enumerate(reversed(rows)):

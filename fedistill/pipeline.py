@@ -69,7 +69,16 @@ def run(config: Config) -> dict[int, Outcome]:
     }
 
     def refine(synthetic: SyntheticSet, views: RelabelConfig) -> SyntheticSet:
-        return relabel(synthetic, teachers, views, seed=config.seed, device=device, dtype=dtype)
+        # All teachers are in this process: `relabel.at` makes no difference here.
+        return relabel(
+            synthetic,
+            teachers,
+            views,
+            seed=config.seed,
+            device=device,
+            dtype=dtype,
+            histograms=histograms,
+        )
 
     united = {
         ipc: integrate(shares, plan, spec, planning.row(config, ipc)) for ipc, plan in plans.items()

@@ -92,7 +92,7 @@ def allocate(
         for client, held in histograms.items()
     }
     try:
-        return slots.allocate(left, wanted, needed)
+        return slots.RULES[config.federation.slots or "even"](left, wanted, needed)
     except LookupError as error:
         label, possible = error.args
         name = f"class '{spec.class_names[label]}'"

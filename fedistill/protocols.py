@@ -47,6 +47,14 @@ _COMMON = {"ema": 0.0, "ce_weight": 0.0, "zeta": 2.0, "shift": 0, "tiles": 1, "t
 TILE_SHARE = 0.5  # of the views of a mosaic, where a protocol says nothing
 TEMPERATURE = 20.0  # of `loss: kl` where a protocol says nothing: RDED, SRe2L on ImageNet
 
+# What is filled in where clients hold much the same, and where they do not.
+EVEN_SHARDS: Mapping[str, Any] = {
+    "teacher_choice": "uniform", "prior_correction": False, "slots": "even",
+}  # fmt: skip
+UNEVEN_SHARDS: Mapping[str, Any] = {
+    "teacher_choice": "coverage", "prior_correction": False, "slots": "histogram",
+}  # fmt: skip
+
 PROTOCOLS: Mapping[str, Mapping[str, Any]] = {
     # Our own, chosen on held-out training images (experiments/LOG.md).
     "default": {
@@ -89,6 +97,19 @@ PROTOCOLS: Mapping[str, Mapping[str, Any]] = {
         "mix": "cutmix", "mix_alpha": 1.0, "mix_probability": 0.5,
     },
 }  # fmt: skip
+
+
+def shard_keys(partition: str, relabel: str) -> dict[str, Any]:
+    """Return how labels and slots follow what the clients hold.
+
+    Args:
+        partition: its name.
+        relabel: the name of the way to label: only `mix` has a choice of teachers.
+    """
+    values = dict(EVEN_SHARDS if partition == "iid" else UNEVEN_SHARDS)
+    if relabel != "mix":
+        values["teacher_choice"] = "uniform"
+    return values
 
 
 def student_keys(protocol: str) -> dict[str, Any]:

@@ -5,23 +5,31 @@ random among all clients, so the labels of one image come from many teachers ove
 as bagging does. `own`, `single` and `mean` are the controls beside it.
 
 Each view is labelled once; every student replays it from the seed (FKD).
+
+Where clients hold different classes, `teacher_choice: coverage` draws teachers in proportion to
+their images of the class. Whether teachers are here or at home, `collect` decides who is asked for
+what; how they answer is in `answers.py`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from fedistill import crops
+from fedistill.answers import Labeller, Sheet, answer, prior_adjustment
 from fedistill.config import RelabelConfig
 from fedistill.crops import ViewOptions
 from fedistill.images import DataSpec
 from fedistill.seeding import derive_seed, generator
 from fedistill.sets import SoftLabels, SyntheticSet
-from fedistill.training import autocast
 
-_BATCH = 500  # views labelled together: bounds memory, and keeps the caches of a CPU warm
+Histograms = Mapping[int, Sequence[int]]  # images of each class that a teacher was trained on
+
+
+# Is given a sheet and, for each teacher asked, which views are its own, bool [views, M]; returns
+# the logits of those who answered, float16 [number of these views, num_classes].
+Ask = Callable[[Sheet, Mapping[int, Tensor]], Mapping[int, Tensor]]
 
 
 def view_options(config: RelabelConfig, spec: DataSpec) -> ViewOptions:
@@ -40,7 +48,11 @@ def view_options(config: RelabelConfig, spec: DataSpec) -> ViewOptions:
 
 
 def choose_teachers(
-    name: str, clients: Tensor, teachers: list[int], stream: torch.Generator
+    name: str,
+    clients: Tensor,
+    teachers: list[int],
+    stream: torch.Generator,
+    coverage: Tensor | None = None,
 ) -> Tensor:
     """Choose who labels each image in one view.
 
@@ -49,6 +61,8 @@ def choose_teachers(
         clients: partition id that made each image, [M].
         teachers: partition ids that have a teacher, sorted.
         stream: drawn from for `mix` (DB: k uniform in 1..N, anew for every crop).
+        coverage: of `mix`: weight of each of these teachers for each image, float64 [M, N];
+            None: all weigh the same.
 
     Returns:
         Partition ids, int64 [M].
@@ -57,11 +71,26 @@ def choose_teachers(
         return clients
     if name == "single":
         return torch.full_like(clients, teachers[0])
-    drawn = torch.randint(len(teachers), (len(clients),), generator=stream)
+    if coverage is None:
+        drawn = torch.randint(len(teachers), (len(clients),), generator=stream)
+    else:
+        drawn = torch.multinomial(coverage, 1, generator=stream)[:, 0]
     return torch.tensor(teachers)[drawn]
 
 
-@torch.no_grad()
+def coverage(histograms: Histograms, teachers: Sequence[int], labels: Tensor) -> Tensor:
+    """Return how many images of each image's class every teacher was trained on, float64 [M, N].
+
+    Args:
+        histograms: by partition id.
+        teachers: partition ids.
+        labels: hard labels of the set, [M].
+    """
+    held = torch.tensor([[*histograms[n]] for n in teachers], dtype=torch.float64).T[labels]
+    # Nobody among these saw the class: all are as good.
+    return torch.where(held.sum(1, keepdim=True) > 0, held, torch.ones_like(held))
+
+
 def relabel(
     synthetic: SyntheticSet,
     teachers: Mapping[int, nn.Module],
@@ -70,9 +99,10 @@ def relabel(
     seed: int,
     device: torch.device,
     dtype: torch.dtype,
+    histograms: Histograms | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> SyntheticSet:
-    """Label random views of a set with its clients' teachers.
+    """Label random views of a set with teachers that are here.
 
     Args:
         synthetic: the integrated set.
@@ -81,54 +111,122 @@ def relabel(
         seed: decides views and teachers.
         device: where to label.
         dtype: of the convolutions.
-        report: called with views done and views in all.
+        histograms: of the teachers' shards, for coverage and prior correction.
+        report: called with answers given and answers in all.
+
+    Returns:
+        The same set with soft labels, float16 [views, M, C].
+    """
+
+    def ask(sheet: Sheet, asked: Mapping[int, Tensor]) -> Mapping[int, Tensor]:
+        labellers = []
+        for client, mine in asked.items():
+            prior = None
+            if config.prior_correction:
+                assert histograms is not None
+                prior = prior_adjustment(histograms[client])
+            labellers.append(Labeller(teachers[client], mine, prior))
+        answers = answer(
+            sheet, labellers, synthetic.spec, device=device, dtype=dtype, report=report
+        )
+        return dict(zip(asked, answers, strict=True))
+
+    return collect(synthetic, sorted(teachers), config, ask, seed=seed, histograms=histograms)
+
+
+def collect(
+    synthetic: SyntheticSet,
+    teachers: Sequence[int],
+    config: RelabelConfig,
+    ask: Ask,
+    *,
+    seed: int,
+    histograms: Histograms | None = None,
+) -> SyntheticSet:
+    """Let teachers label random views of a set, wherever they are.
+
+    What a teacher was asked for and did not answer goes to the others: drawn anew for `mix` and
+    `own`, to the next one for `single`, left out of the average for `mean`.
+
+    Args:
+        synthetic: the integrated set.
+        teachers: partition ids, sorted.
+        config: how many views, and who labels them.
+        ask: raises when nobody is left.
+        seed: decides views and teachers.
+        histograms: of the teachers' shards, for coverage.
 
     Returns:
         The same set with soft labels, float16 [views, M, C].
     """
     assert config.views is not None
-    spec = synthetic.spec
-    labels = SoftLabels(
-        torch.empty(config.views, len(synthetic), spec.num_classes, dtype=torch.float16),
+    sheet = Sheet(
+        synthetic.images,
+        config.views,
         derive_seed(seed, "relabel", len(synthetic)),
-        view_options(config, spec),
+        view_options(config, synthetic.spec),
     )
-    images = spec.normalise(synthetic.images.to(device))
-    outside = spec.outside(device) if labels.options.shift else None
-    ids = sorted(teachers)
-    # Views are labelled in blocks: one batch for each teacher and block, not one for each view.
-    block = max(1, _BATCH // len(synthetic))
-    for first in range(0, config.views, block):
-        views = range(first, min(first + block, config.views))
-        shown = torch.cat([_show(images, labels, view, outside) for view in views])
-        if config.name == "mean":
-            answers = torch.stack([_ask(teachers[i], shown, dtype) for i in ids]).mean(0)
-        else:
-            chosen = torch.cat(
-                [
-                    choose_teachers(
-                        config.name, synthetic.clients, ids, generator(labels.seed, "teacher", view)
-                    )
-                    for view in views
-                ]
-            )
-            answers = torch.empty(len(shown), spec.num_classes, device=device)
-            for teacher in chosen.unique().tolist():
-                mine = (chosen == teacher).nonzero()[:, 0].to(device)
-                answers[mine] = _ask(teachers[teacher], shown[mine], dtype)
-        labels.logits[first : first + len(views)] = answers.view(
-            len(views), len(synthetic), -1
-        ).half()
-        report(first + len(views), config.views)
-    return replace(synthetic, soft_labels=labels)
+    gather = _mean if config.name == "mean" else _dealt
+    logits = gather(synthetic, list(teachers), config, sheet, ask, histograms)
+    return replace(synthetic, soft_labels=SoftLabels(logits, sheet.seed, sheet.options))
 
 
-def _show(images: Tensor, labels: SoftLabels, view: int, outside: Tensor | None) -> Tensor:
-    everything = torch.arange(len(images), device=images.device)
-    return crops.render(images, labels.views(view, images.shape[-1]), everything, outside)
+def _mean(
+    synthetic: SyntheticSet,
+    teachers: list[int],
+    config: RelabelConfig,
+    sheet: Sheet,
+    ask: Ask,
+    histograms: Histograms | None,
+) -> Tensor:
+    everything = torch.ones(sheet.views, len(synthetic), dtype=torch.bool)
+    answers = ask(sheet, dict.fromkeys(teachers, everything))
+    total = torch.zeros(everything.numel(), synthetic.spec.num_classes)
+    for _, logits in sorted(answers.items()):
+        total += logits.float()
+    return (total / len(answers)).half().view(*everything.shape, -1)
 
 
-def _ask(teacher: nn.Module, images: Tensor, dtype: torch.dtype) -> Tensor:
-    with autocast(images.device, dtype):
-        batches = images.contiguous(memory_format=torch.channels_last).split(_BATCH)
-        return torch.cat([teacher(batch).float() for batch in batches])
+def _dealt(
+    synthetic: SyntheticSet,
+    teachers: list[int],
+    config: RelabelConfig,
+    sheet: Sheet,
+    ask: Ask,
+    histograms: Histograms | None,
+) -> Tensor:
+    """Let one teacher answer for each view of each image."""
+    logits = torch.empty(
+        sheet.views, len(synthetic), synthetic.spec.num_classes, dtype=torch.float16
+    )
+    name = config.name
+    path: tuple[str, ...] = ("teacher",)
+    lost = torch.ones(sheet.views, len(synthetic), dtype=torch.bool)
+    while True:
+        weights = None
+        if config.teacher_choice == "coverage":
+            assert histograms is not None
+            weights = coverage(histograms, teachers, synthetic.hard_labels)
+        chosen = torch.stack(
+            [
+                choose_teachers(
+                    name,
+                    synthetic.clients,
+                    teachers,
+                    generator(sheet.seed, *path, view),
+                    weights,
+                )
+                for view in range(sheet.views)
+            ]
+        )
+        wanted = {n: lost & (chosen == n) for n in chosen[lost].unique().tolist()}
+        answers = ask(sheet, wanted)
+        for client, found in answers.items():
+            logits[wanted[client]] = found
+        silent = wanted.keys() - answers.keys()
+        if not silent:
+            return logits
+        teachers = [client for client in teachers if client not in silent]
+        lost = torch.stack([wanted[client] for client in silent]).any(0)
+        name = "mix" if name == "own" else name  # whose own teacher is gone is asked of anyone
+        path = ("teacher", "of", *map(str, teachers))

@@ -107,7 +107,7 @@ def run(config: Config, output: Path, backend: str, store: Path | None = None) -
         results.claim(output, run_config["config-yaml"])
 
     try:
-        with using_store(store):
+        with using_store(store, config):
             outcome = execute(config, output, run_config, backend, prepare)
             raise_failure(output)
             if outcome is not None and outcome.status != "completed":
@@ -135,14 +135,15 @@ def surroundings(config: Config, output: Path) -> dict[str, str]:
 
 
 @contextmanager
-def using_store(store: Path | None) -> Iterator[Store]:
+def using_store(store: Path | None, config: Config) -> Iterator[Store]:
     """Let all processes of a run find the artefact store.
 
     Args:
         store: its folder; None: the one that FEDISTILL_STORE names, if any.
+        config: of the experiment.
     """
     kept = (Store(store) if store else Store.from_environment()).opened()
-    with _variable(STORE_VARIABLE, kept.folder):
+    with _for_teachers_at_home(config, kept) as folder, _variable(STORE_VARIABLE, folder):
         yield kept
 
 
@@ -274,6 +275,16 @@ def _display(output: Path, clients: int) -> Iterator[ProgressDisplay]:
     path = output / "progress.jsonl"
     with _variable(_PROGRESS, path), ProgressDisplay(path, clients=clients) as display:
         yield display
+
+
+@contextmanager
+def _for_teachers_at_home(config: Config, kept: Store) -> Iterator[Path | None]:
+    """Give teachers that stay at home a store for the length of the run, if there is none."""
+    if kept.folder is not None or config.relabel.at == "server":
+        yield kept.folder
+        return
+    with tempfile.TemporaryDirectory(prefix="fedistill-store-") as folder:
+        yield Path(folder)
 
 
 @contextmanager

@@ -48,7 +48,14 @@ class Share:
         return self.images[start : start + self.counts[number]]
 
     def extended(self, more: "Share") -> "Share":
-        """Append the images that the same client made later, class by class."""
+        """Append the images that the same client made later, class by class.
+
+        A teacher that it has found in its store is the one of the first share: told of once.
+        """
+        if "squeeze" in more.from_store:
+            seconds = {**more.seconds, "squeeze": 0.0}
+            kept = tuple(stage for stage in more.from_store if stage != "squeeze")
+            more = replace(more, seconds=seconds, from_store=kept)
         parts = [
             share.entry(number) for number in range(len(self.counts)) for share in (self, more)
         ]

@@ -88,7 +88,7 @@ def run(grid: Grid, output: Path, backend: str, store: Path | None = None) -> di
     output.mkdir(parents=True, exist_ok=True)
     with (
         exclusive(output, "the folder"),
-        runner.using_store(_store(store, output)) as kept,
+        runner.using_store(_store(store, output), grid.base) as kept,
         _held(kept),
     ):
         plans = plan(grid, output, kept)

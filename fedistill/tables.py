@@ -29,9 +29,10 @@ def print_result(result: Mapping[str, Any], folder: Path) -> None:
             sent = _mbytes(score.get("bytes"))
             table.add_row(ipc, rows.title(name), "", *_numbers(score), sent)
     teachers = [value for value in result["teachers"]["top1"] if value is not None]
-    table.add_row(
-        "", "a client's own data (teachers)", "", *_numbers(Score(teachers, []).as_dict())
-    )
+    if teachers:
+        table.add_row(
+            "", "a client's own data (teachers)", "", *_numbers(Score(teachers, []).as_dict())
+        )
     console.print(table)
     if any("ranking" in found for found in result["sets"].values()):
         console.print(_ranking(result["sets"]))
@@ -44,6 +45,8 @@ def print_result(result: Mapping[str, Any], folder: Path) -> None:
         console.print(f"from the store, with the seconds that making it took: {stages}")
     if result["absent_clients"]:
         console.print(f"absent clients: {result['absent_clients']}", style="yellow")
+    if result.get("absent_labellers"):
+        console.print(f"clients that did not label: {result['absent_labellers']}", style="yellow")
     if result.get("evaluated_on") == "validation":
         console.print("tested on held-out training images, not on the test split")
     console.print(f"results: {folder}", highlight=False, soft_wrap=True)

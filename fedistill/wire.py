@@ -5,8 +5,6 @@ as arrays of their own type. Decoding checks everything that the code after it r
 what comes from the network is not to be trusted.
 """
 
-import json
-import math
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -18,7 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
 from torch import Tensor
 
-from fedistill import config_file
+from fedistill import records
 from fedistill.config import Config
 from fedistill.errors import WireError
 from fedistill.images import DataSpec
@@ -26,7 +24,6 @@ from fedistill.shares import Share
 
 DESCRIBE = "query.describe"
 DISTILL = "train.distill"
-TRAIN = "train"  # a round of FedAvg, by Flower's own strategy: it names its messages so
 _STAGES = ("squeeze", "recover")  # of a client
 _STEPS, _VALUES = "-curve-steps", "-curve-values"  # what the two lists of a curve end with
 _OTHER = "other:"  # what the names of a method's own curves begin with
@@ -66,17 +63,6 @@ class DistillRequest:
     teachers: tuple[Mapping[str, Tensor], ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainRequest:
-    """What FedAvg asks of a client: to train these weights on its shard."""
-
-    config: Config
-    spec: DataSpec
-    partition_id: int
-    server_round: int
-    weights: Mapping[str, Tensor]
-
-
 def size(content: RecordDict) -> int:
     """Return the bytes of a message's content as Flower serialises it."""
     return int(recorddict_to_proto(content).ByteSize())
@@ -84,12 +70,12 @@ def size(content: RecordDict) -> int:
 
 def encode_describe_request(config: Config, spec: DataSpec, partition_id: int) -> RecordDict:
     """Ask a client to describe the shard with this partition id; that takes no whitening."""
-    return _request(config, replace(spec, zca=None), partition_id)
+    return records.request(config, replace(spec, zca=None), partition_id)
 
 
 def decode_describe_request(content: RecordDict) -> tuple[Config, DataSpec, int]:
     """Read what `encode_describe_request` wrote."""
-    return _read_request(content)
+    return records.read_request(content)
 
 
 def encode_description(description: Description) -> RecordDict:
@@ -114,12 +100,12 @@ def decode_description(content: RecordDict, num_classes: int) -> Description:
     Raises:
         WireError: it does not follow the contract.
     """
-    metrics = _metric_record(content, "metrics")
-    histogram = _ints(metrics, "histogram")
+    metrics = records.metric_record(content, "metrics")
+    histogram = records.integers(metrics, "histogram")
     if len(histogram) != num_classes or min(histogram) < 0:
         raise WireError(f"histogram is {histogram}; expected {num_classes} counts")
-    machine = {str(k): str(v) for k, v in _config_record(content, "machine").items()}
-    return Description(_int(metrics, "partition-id"), histogram, machine)
+    machine = {str(k): str(v) for k, v in records.config_record(content, "machine").items()}
+    return Description(records.integer(metrics, "partition-id"), histogram, machine)
 
 
 def encode_distill_request(request: DistillRequest) -> RecordDict:
@@ -127,7 +113,7 @@ def encode_distill_request(request: DistillRequest) -> RecordDict:
 
     A whitening travels with the spec: a client sees its own shard alone, and could not fit it.
     """
-    content = _request(request.config, request.spec, request.partition_id)
+    content = records.request(request.config, request.spec, request.partition_id)
     record = content.config_records["request"]
     record["counts"] = request.counts
     record["attempt"] = request.attempt
@@ -142,15 +128,15 @@ def decode_distill_request(content: RecordDict) -> DistillRequest:
     Raises:
         WireError: it does not follow the contract.
     """
-    config, spec, partition_id = _read_request(content)
-    record = _config_record(content, "request")
+    config, spec, partition_id = records.read_request(content)
+    record = records.config_record(content, "request")
     return DistillRequest(
         config=config,
         spec=spec,
         partition_id=partition_id,
-        counts=_ints(record, "counts"),
-        attempt=_int(record, "attempt"),
-        made=tuple(_ints(record, "made")),
+        counts=records.integers(record, "counts"),
+        attempt=records.integer(record, "attempt"),
+        made=tuple(records.integers(record, "made")),
         teachers=_decode_teachers(content),
     )
 
@@ -187,8 +173,11 @@ def decode_share(content: RecordDict, request: DistillRequest) -> Share:
     Raises:
         WireError: it is not.
     """
-    metrics = _metric_record(content, "metrics")
-    partition_id, counts = _int(metrics, "partition-id"), _ints(metrics, "counts")
+    metrics = records.metric_record(content, "metrics")
+    partition_id, counts = (
+        records.integer(metrics, "partition-id"),
+        records.integers(metrics, "counts"),
+    )
     if partition_id != request.partition_id or counts != request.counts:
         raise WireError(
             f"the share is of partition {partition_id} with {counts} images per class; "
@@ -196,16 +185,13 @@ def decode_share(content: RecordDict, request: DistillRequest) -> Share:
         )
     spec = request.spec
     shape = (sum(counts), spec.channels, spec.size, spec.size)
-    arrays = content.array_records.get("set")
-    if arrays is None or "images" not in arrays:
-        raise WireError("the share holds no images")
-    images = _tensor("images", arrays["images"])
-    if images.dtype != torch.uint8 or tuple(images.shape) != shape:
-        raise WireError(
-            f"images are {images.dtype} {tuple(images.shape)}; expected torch.uint8 {shape}"
-        )
+    images = records.array(content, "set", "images", torch.uint8)
+    if tuple(images.shape) != shape:
+        raise WireError(f"images are {tuple(images.shape)}; expected {shape}")
     teachers = _decode_teachers(content)
-    if not teachers:
+    if request.config.relabel.at == "clients" and teachers:
+        raise WireError("the share holds a teacher, which was to stay at home")
+    if request.config.relabel.at == "server" and not teachers:
         raise WireError("the share holds no teacher")
     for state in teachers:
         for name, tensor in state.items():
@@ -219,123 +205,10 @@ def decode_share(content: RecordDict, request: DistillRequest) -> Share:
         teacher_curve=_curve(metrics, "teacher"),
         recover_curve=_curve(metrics, "recover"),
         curves={name.removeprefix(_OTHER): _curve(metrics, name) for name in _others(metrics)},
-        seconds={stage: _float(metrics, f"seconds-{stage}") for stage in _STAGES},
+        seconds={stage: records.number(metrics, f"seconds-{stage}") for stage in _STAGES},
         from_store=tuple(stage for stage in _STAGES if metrics.get(f"from-store-{stage}")),
-        warnings=_warnings(_config_record(content, "notes")),
+        warnings=_warnings(records.config_record(content, "notes")),
     )
-
-
-def encode_weights(weights: Mapping[str, Tensor]) -> ArrayRecord:
-    """Turn weights and buffers into the record that Flower's strategies average."""
-    return ArrayRecord({name: Array(tensor.cpu().numpy()) for name, tensor in weights.items()})
-
-
-def decode_weights(arrays: ArrayRecord) -> dict[str, Tensor]:
-    """Read what `encode_weights` wrote."""
-    return {name: _tensor(name, array) for name, array in arrays.items()}
-
-
-def encode_train_request(
-    config: Config, spec: DataSpec, partition_id: int, content: RecordDict
-) -> RecordDict:
-    """Add to what FedAvg sends to everyone what this client must know.
-
-    Args:
-        config: of the experiment.
-        spec: of the data set.
-        partition_id: of the client.
-        content: of FedAvg's message: `arrays` with the weights, `config` with the round.
-    """
-    return RecordDict({**_request(config, spec, partition_id), **content})
-
-
-def decode_train_request(content: RecordDict) -> TrainRequest:
-    """Read what `encode_train_request` wrote.
-
-    Raises:
-        WireError: it does not follow the contract.
-    """
-    config, spec, partition_id = _read_request(content)
-    if "arrays" not in content.array_records:
-        raise WireError("the request holds no weights")
-    return TrainRequest(
-        config=config,
-        spec=spec,
-        partition_id=partition_id,
-        server_round=_int(_config_record(content, "config"), "server-round"),
-        weights=decode_weights(content.array_records["arrays"]),
-    )
-
-
-def encode_update(weights: Mapping[str, Tensor], num_examples: int, loss: float) -> RecordDict:
-    """Answer `train` as FedAvg expects it: one record of arrays, one of metrics."""
-    metrics = MetricRecord({"num-examples": num_examples, "train-loss": loss})
-    return RecordDict({"arrays": encode_weights(weights), "metrics": metrics})
-
-
-def check_update(content: RecordDict, own: Mapping[str, Tensor]) -> tuple[int, float]:
-    """Check what FedAvg is going to average.
-
-    Args:
-        content: of a reply.
-        own: weights and buffers of the common network, for their names, types and shapes.
-
-    Returns:
-        The samples behind it, and the client's training loss.
-
-    Raises:
-        WireError: it is not a state of this network, or has no weight in the average.
-    """
-    metrics = _metric_record(content, "metrics")
-    if set(content) != {"arrays", "metrics"} or set(metrics) != {"num-examples", "train-loss"}:
-        raise WireError(f"the update holds {sorted(content)} with {sorted(metrics)}")
-    samples, loss = _int(metrics, "num-examples"), _float(metrics, "train-loss")
-    if samples < 1:
-        raise WireError(f"'num-examples' is {samples}; expected 1 or more")
-    if not math.isfinite(loss):
-        raise WireError(f"'train-loss' is {loss}; expected a finite number")
-    if not isinstance(content["arrays"], ArrayRecord):
-        raise WireError("'arrays' are no arrays")
-    found = decode_weights(content["arrays"])
-    if found.keys() != own.keys():
-        odd = sorted(found.keys() ^ own.keys())
-        raise WireError(f"the weights are of another network: {odd[:3]} on one side alone")
-    for name, tensor in found.items():
-        if (tensor.dtype, tensor.shape) != (own[name].dtype, own[name].shape):
-            raise WireError(
-                f"'{name}' is {tensor.dtype} {tuple(tensor.shape)}; expected "
-                f"{own[name].dtype} {tuple(own[name].shape)}"
-            )
-        if not bool(tensor.isfinite().all()):
-            raise WireError(f"'{name}' holds values that are not finite")
-    return samples, loss
-
-
-def _request(config: Config, spec: DataSpec, partition_id: int) -> RecordDict:
-    record = ConfigRecord(
-        {
-            "config-yaml": config_file.dump(config),
-            "spec-json": json.dumps(spec.as_dict()),
-            "partition-id": partition_id,
-        }
-    )
-    arrays = {name: Array(tensor.numpy()) for name, tensor in spec.tensors().items()}
-    return RecordDict({"request": record, **({"spec": ArrayRecord(arrays)} if arrays else {})})
-
-
-def _read_request(content: RecordDict) -> tuple[Config, DataSpec, int]:
-    record = _config_record(content, "request")
-    for key in ("config-yaml", "spec-json"):
-        if key not in record:
-            raise WireError(f"the request holds no '{key}'; it has {sorted(record)}")
-    config = config_file.loads(str(record["config-yaml"]), origin="the server's config")
-    arrays = content.array_records.get("spec", ArrayRecord())
-    tensors = {name: _tensor(name, array) for name, array in arrays.items()}
-    try:
-        spec = DataSpec.from_dict(json.loads(str(record["spec-json"])), tensors)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise WireError(f"the request holds no spec that can be read: {error}") from error
-    return config, spec, _int(record, "partition-id")
 
 
 def _encode_teachers(teachers: Sequence[Mapping[str, Tensor]]) -> dict[str, ArrayRecord]:
@@ -349,50 +222,9 @@ def _decode_teachers(content: RecordDict) -> tuple[Mapping[str, Tensor], ...]:
     keys = [key for key in content.array_records if key.startswith("teacher-")]
     keys.sort(key=lambda key: (len(key), key))  # 10 comes after 9
     return tuple(
-        {name: _tensor(name, array) for name, array in content.array_records[key].items()}
+        {name: records.tensor(name, array) for name, array in content.array_records[key].items()}
         for key in keys
     )
-
-
-def _tensor(name: str, array: Array) -> Tensor:
-    try:
-        return torch.from_numpy(array.numpy())
-    # A header may claim more numbers than there is memory for.
-    except (EOFError, MemoryError, OSError, TypeError, ValueError) as error:
-        raise WireError(f"the array '{name}' cannot be read: {error}") from error
-
-
-def _metric_record(content: RecordDict, name: str) -> MetricRecord:
-    if name not in content.metric_records:
-        raise WireError(f"the message holds no metric record '{name}'; it has {sorted(content)}")
-    return content.metric_records[name]
-
-
-def _config_record(content: RecordDict, name: str) -> ConfigRecord:
-    if name not in content.config_records:
-        raise WireError(f"the message holds no config record '{name}'; it has {sorted(content)}")
-    return content.config_records[name]
-
-
-def _int(record: Mapping[str, Any], key: str) -> int:
-    value = record.get(key)
-    if not isinstance(value, int):
-        raise WireError(f"'{key}' is {value!r}; expected an integer")
-    return value
-
-
-def _float(record: Mapping[str, Any], key: str) -> float:
-    value = record.get(key)
-    if not isinstance(value, int | float):
-        raise WireError(f"'{key}' is {value!r}; expected a number")
-    return float(value)
-
-
-def _ints(record: Mapping[str, Any], key: str) -> list[int]:
-    value = record.get(key)
-    if not isinstance(value, list) or not all(isinstance(item, int) for item in value):
-        raise WireError(f"'{key}' is {value!r}; expected a list of integers")
-    return list(value)
 
 
 def _warnings(record: Mapping[str, Any]) -> tuple[str, ...]:
@@ -403,7 +235,7 @@ def _warnings(record: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _curve(record: Mapping[str, Any], name: str) -> list[tuple[int, float]]:
-    steps = _ints(record, f"{name}{_STEPS}")
+    steps = records.integers(record, f"{name}{_STEPS}")
     values = record.get(f"{name}{_VALUES}")
     if not isinstance(values, list) or len(values) != len(steps):
         found = f"{len(values)} values" if isinstance(values, list) else "no values"

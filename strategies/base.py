@@ -29,6 +29,7 @@ from fedistill.sets import SyntheticSet
 from fedistill.shares import Curve, Share, integrate
 from fedistill.slots import Plan
 from strategies.exchange import Exchange
+from strategies.labelling import LabellersAtHome
 
 Report = Callable[[str, int, int, str], None]
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
@@ -45,8 +46,9 @@ class FedDistill(Strategy):
         report: called with stage, steps done, steps in all, and a note.
 
     After `start`: `sets` holds the refined set of each IPC, `plans` who made what, `shares` and
-    `teachers` what each client delivered, `exchange` the bytes and who failed, `curves` what the
-    server's own work is worth a look for.
+    `teachers` what each client delivered, `at_home` who labels where teachers stay with the clients
+    (None: they are here), `exchange` the bytes and who failed, `curves` what the server's own work
+    is worth a look for.
     """
 
     def __init__(
@@ -71,7 +73,13 @@ class FedDistill(Strategy):
         self.seconds: dict[str, float] = {}
         self.curves: dict[str, Curve] = {}
         self.exchange = Exchange(config)
+        self.at_home: LabellersAtHome | None = None
         self._requests: dict[int, wire.DistillRequest] = {}
+
+    @property
+    def histograms(self) -> dict[int, list[int]]:
+        """How many real images of each class every client holds that has described itself."""
+        return {client: found.histogram for client, found in self.descriptions.items()}
 
     @property
     def failures(self) -> dict[int, str]:
@@ -145,6 +153,10 @@ class FedDistill(Strategy):
                 result.train_metrics_clientapp[server_round] = metrics
             self._deal_again()
         self.teachers = dict(sorted(self.teachers.items()))
+        if self.config.relabel.at == "clients":
+            self.at_home = LabellersAtHome(
+                self.config, self.spec, self.exchange, grid, list(self.shares)
+            )
         set_threads()  # clients in this process have set their own
         united = {
             ipc: integrate([*self.shares.values()], plan, self.spec, planning.row(self.config, ipc))
@@ -162,6 +174,7 @@ class FedDistill(Strategy):
             )
         self.seconds["relabel"] = time.perf_counter() - started
         result.arrays = _arrays(self.sets)
+        self.exchange.evaluating = True
         if evaluate_fn is not None:
             scores = evaluate_fn(server_round, result.arrays)
             if scores is not None:
@@ -203,11 +216,10 @@ class FedDistill(Strategy):
         for client, content in self.exchange.good(replies, self._requests).items():
             try:
                 share = wire.decode_share(content, self._requests[client])
-                teacher = restore_teachers(self.config, self.spec, client, share.teachers)
+                self._keep_teachers(share)
             except (WireError, RuntimeError) as error:
                 self.exchange.fail(client, f"its reply was refused: {error}")
                 continue
-            self.teachers[client] = teacher.to(self.device)
             known = self.shares.get(client)
             self.shares[client] = share if known is None else known.extended(share)
             received += len(share.images)
@@ -220,6 +232,13 @@ class FedDistill(Strategy):
             self.teachers.pop(client, None)
         log(INFO, "distill: received %s images, %s clients failed", received, len(self.failures))
         return None, MetricRecord({"images": received, "failures": len(self.failures)})
+
+    def _keep_teachers(self, share: Share) -> None:
+        """Rebuild a client's teachers, unless they have stayed at home."""
+        if self.config.relabel.at == "server":
+            client = share.partition_id
+            teacher = restore_teachers(self.config, self.spec, client, share.teachers)
+            self.teachers[client] = teacher.to(self.device)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -249,7 +268,7 @@ class FedDistill(Strategy):
                 options["public"] or options["reference"],
             )
         relabel = self.config.relabel
-        log(INFO, "\t└──> relabel: %s, %s views", relabel.name, relabel.views)
+        log(INFO, "\t└──> relabel: %s at %s, %s views", relabel.name, relabel.at, relabel.views)
 
     def _describe(self, grid: Grid) -> None:
         nodes = self.exchange.nodes
@@ -269,9 +288,8 @@ class FedDistill(Strategy):
         self.exchange.require_clients()
 
     def _plan(self) -> None:
-        histograms = {client: found.histogram for client, found in self.descriptions.items()}
         try:
-            self.plans = planning.plans(self.config, self.spec, histograms)
+            self.plans = planning.plans(self.config, self.spec, self.histograms)
         except PartitionError as error:
             raise self._short(error) from error
 

@@ -5,7 +5,7 @@ Node ids are random and replies come in any order, so nothing beyond this file u
 
 import textwrap
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from logging import WARNING
 
@@ -54,7 +54,8 @@ class Exchange:
     Attributes:
         nodes: node id of each partition id.
         failures: why a client is left out, by partition id.
-        traffic: bytes so far.
+        traffic: bytes of making the sets.
+        beside: bytes that the evaluation costs: labels of other sets than those that are made.
     """
 
     def __init__(self, config: Config) -> None:
@@ -62,6 +63,8 @@ class Exchange:
         self.nodes: dict[int, int] = {}
         self.failures: dict[int, str] = {}
         self.traffic = Traffic()
+        self.beside = Traffic()
+        self.evaluating = False
         self._asked: dict[str, int] = {}
 
     def wait_for_nodes(self, grid: Grid) -> None:
@@ -85,7 +88,8 @@ class Exchange:
         """Make a message for each client, and count its bytes."""
         made = []
         for client, content in contents.items():
-            self.traffic.count(self.traffic.down, client, message_type, wire.size(content))
+            ledger = self._ledger
+            ledger.count(ledger.down, client, message_type, wire.size(content))
             made.append(
                 Message(
                     content,
@@ -108,22 +112,30 @@ class Exchange:
             self._asked[metadata.message_id] = client_of[metadata.dst_node_id]
         return replies
 
-    def good(self, replies: Iterable[Message], asked: Iterable[int]) -> dict[int, RecordDict]:
+    def good(
+        self,
+        replies: Iterable[Message],
+        asked: Iterable[int],
+        fail: Callable[[int, str], None] | None = None,
+    ) -> dict[int, RecordDict]:
         """Return the contents of the good replies by partition id; note the failures.
 
         Args:
             replies: in any order.
             asked: who should have answered; who did not has failed.
+            fail: is told who has failed, and why; None: who fails is left out of the run.
 
         Raises:
             WorkerDied: a worker of the simulation died, which makes further replies worthless.
         """
+        fail = fail or self.fail
         contents = {}
         for reply in replies:
             client = self._asked[reply.metadata.reply_to_message_id]
             if not reply.has_error():
                 stage = reply.metadata.message_type
-                self.traffic.count(self.traffic.up, client, stage, wire.size(reply.content))
+                ledger = self._ledger
+                ledger.count(ledger.up, client, stage, wire.size(reply.content))
                 contents[client] = reply.content
             elif reply.error.code == _UNKNOWN_ERROR:
                 raise WorkerDied(
@@ -132,10 +144,10 @@ class Exchange:
                     "clients run at once, and run again"
                 )
             else:
-                self.fail(client, reply.error.reason or "no reason given")
+                fail(client, reply.error.reason or "no reason given")
         for client in asked:
             if client not in contents:
-                self.fail(client, f"no answer within {self.config.federation.deadline_s:g} s")
+                fail(client, f"no answer within {self.config.federation.deadline_s:g} s")
         return dict(sorted(contents.items()))
 
     def fail(self, client: int, reason: str) -> None:
@@ -162,5 +174,14 @@ class Exchange:
 
     def reasons(self) -> str:
         """Say in one line why clients have failed."""
-        last_lines = {c: reason.strip().splitlines()[-1] for c, reason in self.failures.items()}
-        return "; ".join(f"client {client}: {line}" for client, line in last_lines.items())
+        return last_lines(self.failures)
+
+    @property
+    def _ledger(self) -> Traffic:
+        return self.beside if self.evaluating else self.traffic
+
+
+def last_lines(reasons: Mapping[int, str]) -> str:
+    """Say in one line why clients have failed: of a traceback the last line."""
+    lines = {client: reason.strip().splitlines()[-1] for client, reason in reasons.items()}
+    return "; ".join(f"client {client}: {line}" for client, line in lines.items())

@@ -21,7 +21,7 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.run import Run
 from torch import Tensor
 
-from fedistill import rows, wire
+from fedistill import rows, wire_fedavg
 from fedistill.config import Config
 from fedistill.cores import set_threads
 from fedistill.errors import RunError, WireError
@@ -74,7 +74,7 @@ def run(grid: Grid, nodes: Mapping[int, int], evaluator: Evaluator, report: Repo
         if server_round == 0:
             return None
         set_threads()  # clients in this process have set their own
-        load_weights(model, wire.decode_weights(arrays))
+        load_weights(model, wire_fedavg.decode_weights(arrays))
         top1 = accuracy(model, evaluator.test, spec, evaluator.dtype)
         found.top1.append((server_round, top1))
         losses.append((server_round, ours.loss))
@@ -91,7 +91,7 @@ def run(grid: Grid, nodes: Mapping[int, int], evaluator: Evaluator, report: Repo
     try:
         strategy.start(
             grid=ours,
-            initial_arrays=wire.encode_weights(model.state_dict()),
+            initial_arrays=wire_fedavg.encode_weights(model.state_dict()),
             num_rounds=rounds,
             evaluate_fn=evaluate,
         )
@@ -167,11 +167,11 @@ class OurNodes(Grid):
         if not asked:
             return []
         contents = {
-            client: wire.encode_train_request(self._config, self._spec, client, asked[node])
+            client: wire_fedavg.encode_train_request(self._config, self._spec, client, asked[node])
             for client, node in self.exchange.nodes.items()
             if node in asked
         }
-        sent = self.exchange.messages(wire.TRAIN, contents)
+        sent = self.exchange.messages(wire_fedavg.TRAIN, contents)
         replies = {
             reply.metadata.reply_to_message_id: reply
             for reply in self.exchange.send(self._grid, sent)
@@ -190,7 +190,7 @@ class OurNodes(Grid):
         losses = {}
         for client, content in contents.items():
             try:
-                losses[client] = wire.check_update(content, self._own)
+                losses[client] = wire_fedavg.check_update(content, self._own)
             except WireError as error:
                 self.exchange.fail(client, f"its update was refused: {error}")
         samples = sum(count for count, _ in losses.values())

@@ -5,10 +5,11 @@ without mixing labels. `relabel.name: own` chooses it.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import ClassVar
 
 from fedistill.config import RelabelConfig
-from fedistill.relabel import relabel
+from fedistill.relabel import collect, relabel
 from fedistill.sets import SyntheticSet
 from strategies.base import FedDistill
 
@@ -28,7 +29,16 @@ class Integrate(FedDistill):
         views: RelabelConfig,
         report: Callable[[int, int], None] = lambda done, total: None,
     ) -> SyntheticSet:
-        """Label random views of every image, as `relabel.name` says."""
+        """Label random views of every image, as `relabel` says."""
+        if self.at_home is not None:
+            return collect(
+                synthetic,
+                self.at_home.left,
+                views,
+                partial(self.at_home.ask, report=report),
+                seed=self.config.seed,
+                histograms=self.histograms,
+            )
         return relabel(
             synthetic,
             self.teachers,
@@ -36,5 +46,6 @@ class Integrate(FedDistill):
             seed=self.config.seed,
             device=self.device,
             dtype=self.dtype,
+            histograms=self.histograms,
             report=report,
         )

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 from flwr.common import log
 from torch import nn
 
-from fedistill import config_file, figures, partition, planning, results, tracking, wire
+from fedistill import (
+    config_file,
+    figures,
+    partition,
+    planning,
+    results,
+    tracking,
+    wire,
+    wire_labels,
+)
 from fedistill.config import Config
 from fedistill.data import Data
 from fedistill.embedding import embed
@@ -83,7 +92,7 @@ class Recorder:
         self._figure("partition", partition.figure(parts, labels, spec))
 
     def clients(self, strategy: FedDistill, top1: Mapping[int, float]) -> None:
-        """Keep what each client reported, and how good its teacher is."""
+        """Keep what each client reported, and how good its teacher is, if it is here."""
         shares = strategy.shares
         for number, share in sorted(shares.items()):
             run = f"client/{number:02d}"
@@ -103,8 +112,10 @@ class Recorder:
             for curve_name, curve in share.curves.items():
                 self.journal.curve(f"recover/{curve_name}", curve, run)
             seconds = {f"seconds/{stage}": value for stage, value in share.seconds.items()}
-            self.journal.metrics({"teacher/top1": top1[number], **seconds}, run=run)
-            self.journal.metrics({"teacher/top1_by_client": top1[number]}, step=number)
+            self.journal.metrics(seconds, run=run)
+            if number in top1:
+                self.journal.metrics({"teacher/top1": top1[number]}, run=run)
+                self.journal.metrics({"teacher/top1_by_client": top1[number]}, step=number)
         for title, x_label, field in (
             ("Squeeze: loss of each client's teacher", "epoch", "teacher_curve"),
             ("Recover: loss of each client's first batch", "iteration", "recover_curve"),
@@ -217,15 +228,18 @@ class Recorder:
         seconds: Mapping[str, float],
     ) -> None:
         """Write result.json and the metrics that sum the run up."""
-        traffic = strategy.exchange.traffic
+        traffic, beside = strategy.exchange.traffic, strategy.exchange.beside
         total = traffic.sums()
         everyone = range(self.config.partition.clients)
         top1 = [round(teacher_top1[n], 3) if n in teacher_top1 else None for n in everyone]
-        mean = round(sum(teacher_top1.values()) / len(teacher_top1), 3)
+        # Teachers that stay at home are not tested.
+        found = list(teacher_top1.values())
+        mean = round(sum(found) / len(found), 3) if found else None
         rounded = {stage: round(value, 3) for stage, value in seconds.items()}
         self.journal.metrics({f"bytes/{way}": count for way, count in total.items()})
         self.journal.metrics({f"phase_seconds/{k}": value for k, value in rounded.items()})
-        self.journal.metrics({"teacher/top1_mean": mean})
+        if mean is not None:
+            self.journal.metrics({"teacher/top1_mean": mean})
         results.write_json(
             self.output / results.RESULT,
             {
@@ -238,8 +252,13 @@ class Recorder:
                 "evaluated_on": self._split,
                 "teachers": {"top1": top1, "top1_mean": mean},
                 "sets": {str(ipc): self._set(strategy, ipc, scores[ipc]) for ipc in strategy.sets},
-                "bytes": {**total, "per_client": self._traffic(traffic)},
+                "bytes": {
+                    **total,
+                    "per_client": self._traffic(traffic),
+                    "evaluation": beside.sums(),
+                },
                 "absent_clients": sorted(strategy.failures),
+                "absent_labellers": sorted(strategy.at_home.failures if strategy.at_home else []),
                 "seconds": rounded,
                 "from_store": {
                     stage: [
@@ -278,6 +297,11 @@ class Recorder:
             **scores.as_dict(),
         }
 
+    @property
+    def _stages(self) -> tuple[str, ...]:
+        home = self.config.relabel.at == "clients"
+        return (wire.DESCRIBE, wire.DISTILL, *((wire_labels.LABEL,) if home else ()))
+
     def _traffic(self, traffic: Traffic) -> dict[str, Any]:
         found = {}
         for number in range(self.config.partition.clients):
@@ -287,7 +311,7 @@ class Recorder:
                 "down": sum(down.values()),
                 "stages": {
                     stage: {"up": up.get(stage, 0), "down": down.get(stage, 0)}
-                    for stage in (wire.DESCRIBE, wire.DISTILL)
+                    for stage in self._stages
                 },
             }
         return found

@@ -17,7 +17,8 @@ itself really sent stays in result.json's `bytes`, where no rival enters.
 To a share belong the client's description up, and down the requests as the run sent them
 (`query.describe`, `train.distill`); where a client has failed, asking the others again counts too.
 To full_data belongs the request `query.describe`. Soft labels are made on the server and sent
-to nobody.
+to nobody; where teachers stay at home, the messages `query.label` belong to every set with soft
+labels, by its part of the images of all sets.
 """
 
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ import torch
 from flwr.app import Array, ArrayRecord, RecordDict
 from torch import Tensor
 
-from fedistill import wire
+from fedistill import wire, wire_labels
 from fedistill.images import ImageSet
 from fedistill.shares import Share
 from strategies.base import FedDistill
@@ -40,7 +41,7 @@ _REAL_IMAGES = ("random", "herding", "k_center")
 
 def of_set(strategy: FedDistill, ipc: int) -> Bytes:
     """Count the distilled set of an IPC."""
-    return _shares(strategy, _images(strategy, ipc, strategy.shares))
+    return _with_labels(strategy, ipc, _shares(strategy, _images(strategy, ipc, strategy.shares)))
 
 
 def of_row(
@@ -60,7 +61,7 @@ def of_row(
         shares = {n: replace(it, teachers=()) for n, it in strategy.shares.items()}
         return _shares(strategy, _images(strategy, ipc, shares))
     if name in _REAL_IMAGES:
-        return _shares(strategy, _images(strategy, ipc, plain))
+        return _with_labels(strategy, ipc, _shares(strategy, _images(strategy, ipc, plain)))
     if name in _TEACHERS_ALONE:
         none = {n: replace(it, images=it.images[:0]) for n, it in plain.items()}
         return _shares(strategy, none)
@@ -86,6 +87,13 @@ def _shares(strategy: FedDistill, shares: dict[int, Share]) -> Bytes:
     up = traffic.sums(wire.DESCRIBE)["up"]
     up += sum(wire.size(wire.encode_share(share)) for share in shares.values())
     return {"up": up, "down": traffic.sums(wire.DESCRIBE, wire.DISTILL)["down"]}
+
+
+def _with_labels(strategy: FedDistill, ipc: int, found: Bytes) -> Bytes:
+    """Add what labelling a set of this IPC at the clients took, if it was done there."""
+    labels = strategy.exchange.traffic.sums(wire_labels.LABEL)
+    part = ipc / sum(strategy.plans)
+    return {way: count + round(part * labels[way]) for way, count in found.items()}
 
 
 def _real_data(shard: ImageSet, num_classes: int) -> int:

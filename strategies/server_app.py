@@ -177,7 +177,7 @@ class Experiment:
             strategy.sets,
             self.data.train,
             self.partition.indices,
-            strategy.teachers,
+            {client: strategy.teachers.get(client) for client in sorted(strategy.shares)},
             answers,
             strategy.refine,
             lambda done, total: self.progress.report("evaluate", done, total, ""),

@@ -11,7 +11,7 @@ from fakes import CPU, tiny_config
 from flwr.app import Message
 from torch import Tensor
 
-from fedistill import client, client_app, data, partition, training, wire
+from fedistill import client, client_app, data, partition, training, wire, wire_fedavg
 from fedistill.config import Config
 from fedistill.evaluation import Evaluator
 from fedistill.models import build
@@ -273,7 +273,7 @@ def test_the_bytes_are_those_of_the_messages_up_to_a_round(monkeypatch: pytest.M
     class Weighing(local.LocalGrid):
         def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
             messages = list(messages)
-            assert {message.metadata.message_type for message in messages} == {wire.TRAIN}
+            assert {message.metadata.message_type for message in messages} == {wire_fedavg.TRAIN}
             down.extend(wire.size(message.content) for message in messages)
             return super().push_messages(messages)
 

@@ -123,3 +123,72 @@ def test_nobody_is_asked_for_more_than_its_images_allow(held, ipc, needed):
         assert all(made * needed <= has for made, has in zip(counts, held[client], strict=True)), (
             client
         )
+
+
+@given(held=uneven(), data=st.data(), needed=st.integers(0, 4))
+def test_slots_by_histogram_are_exact_and_fit(held, data, needed):
+    classes = len(next(iter(held.values())))
+    room = [
+        sum(counts[label] // needed if needed else 99 for counts in held.values())
+        for label in range(classes)
+    ]
+    wanted = [data.draw(st.integers(0, min(12, most))) for most in room]
+    plan = slots.allocate_by_histogram(held, wanted, needed)
+    assert list(plan) == sorted(held)
+    assert [sum(column) for column in zip(*plan.values(), strict=True)] == wanted
+    for client, counts in plan.items():
+        for made, has in zip(counts, held[client], strict=True):
+            assert 0 <= made * needed <= has
+            assert has > 0 or made == 0
+
+
+@given(held=uneven(), ipc=ipcs, scale=st.sampled_from([1, 7, 100]))
+def test_slots_by_histogram_are_proportional_within_one(held, ipc, scale):
+    held = {client: [scale * count for count in counts] for client, counts in held.items()}
+    classes = len(next(iter(held.values())))
+    plan = slots.allocate_by_histogram(held, [ipc] * classes)
+    for label in range(classes):
+        whole = sum(counts[label] for counts in held.values())
+        for client, counts in plan.items():
+            assert abs(counts[label] - ipc * held[client][label] / whole) < 1
+
+
+@given(clients=st.integers(1, 30), classes=class_counts, ipc=ipcs, count=st.integers(1, 500))
+def test_equal_histograms_share_alike_by_histogram_too(clients, classes, ipc, count):
+    held = {n: [count] * classes for n in range(clients)}
+    plan = slots.allocate_by_histogram(held, [ipc] * classes)
+    totals = [sum(counts) for counts in plan.values()]
+    assert max(totals) - min(totals) <= 1
+    for column in zip(*plan.values(), strict=True):
+        assert max(column) - min(column) <= 1
+
+
+@given(held=uneven(), ipc=ipcs)
+def test_slots_by_histogram_do_not_depend_on_the_order_of_the_clients(held, ipc):
+    wanted = [ipc] * len(next(iter(held.values())))
+    backwards = dict(reversed(held.items()))
+    assert slots.allocate_by_histogram(backwards, wanted) == slots.allocate_by_histogram(
+        held, wanted
+    )
+
+
+def test_an_image_more_does_not_win_the_slot_of_every_class():
+    held = {0: [181] * 10, 1: [180] * 10, 2: [180] * 10, 3: [179] * 10}
+    totals = [sum(counts) for counts in slots.allocate_by_histogram(held, [1] * 10).values()]
+    assert sorted(totals) == [2, 2, 3, 3]
+
+
+def test_who_knows_a_class_best_makes_it():
+    held = {0: [90, 5], 1: [10, 95]}
+    assert slots.allocate_by_histogram(held, [1, 1]) == {0: [1, 0], 1: [0, 1]}
+    assert slots.allocate_by_histogram(held, [10, 10]) == {0: [9, 1], 1: [1, 9]}
+    assert slots.allocate_by_histogram({0: [3], 1: [1]}, [2]) == {0: [2], 1: [0]}
+
+
+def test_what_has_no_room_for_an_image_leaves_the_slots_to_others():
+    """The whole of quotas 5.5 fits; of the five slots left none fits at a holder of 9 images."""
+    held = {0: [100], **{client: [9] for client in range(1, 10)}}
+    assert slots.allocate_by_histogram(held, [10], 10)[0] == [10]
+    with pytest.raises(LookupError) as raised:
+        slots.allocate_by_histogram(held, [11], 10)
+    assert raised.value.args == (0, 10)

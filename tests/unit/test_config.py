@@ -351,7 +351,10 @@ SURPRISES = [
     "distill: {name: sre2l.SRe2L}",
     "relabel: {scale: 0.5}",
     "relabel: {scale: {a: 1}}",
-    "relabel: {at: clients}",
+    "relabel: {at: home}",
+    "relabel: {teacher_choice: best}",
+    "relabel: {prior_correction: 2}",
+    "federation: {slots: 3}",
     "tracking: {uri: 5}",
     *(
         f"{section}: {value}"
@@ -525,3 +528,42 @@ def test_our_own_protocol_shows_the_tiles_of_a_mosaic():
     assert lic.relabel.scale == (0.15, 1.0)
     published = config_file.from_dict({"distill": {"name": "lic"}, "student": {"protocol": "rded"}})
     assert (published.relabel.tiles, published.relabel.scale) == (1, (1.0, 1.0))
+
+
+@pytest.mark.parametrize("name", ["dirichlet", "pathological", "shards", "quantity"])
+def test_labels_and_slots_follow_what_the_clients_hold(name: str):
+    even, uneven = loads(""), loads(f"partition: {{name: {name}}}")
+    assert (even.relabel.teacher_choice, even.federation.slots) == ("uniform", "even")
+    assert (uneven.relabel.teacher_choice, uneven.federation.slots) == ("coverage", "histogram")
+    assert even.relabel.prior_correction is uneven.relabel.prior_correction is False
+    wanted = "{teacher_choice: uniform, prior_correction: true}"
+    given = loads(f"partition: {{name: {name}}}\nrelabel: {wanted}\nfederation: {{slots: even}}")
+    assert given.relabel.teacher_choice == "uniform"
+    assert given.relabel.prior_correction is True
+    assert given.federation.slots == "even"
+    assert loads(dump(given)) == given
+
+
+@pytest.mark.parametrize("name", ["own", "single", "mean"])
+def test_a_choice_of_teachers_is_for_mix_alone(name: str):
+    text = refusal(f"relabel: {{name: {name}, teacher_choice: coverage}}")
+    assert "teacher_choice" in text
+    assert "accepted: name: mix" in text
+    filled = loads(f"relabel: {{name: {name}}}\npartition: {{name: dirichlet}}")
+    assert filled.relabel.teacher_choice == "uniform"
+    assert loads(dump(filled)) == filled
+
+
+@pytest.mark.parametrize("rest", ["baselines: [random, herding]", "baselines: ensemble",
+                                  "baselines: [k_center]", "cotrain: {name: mib}"])  # fmt: skip
+def test_what_needs_teachers_on_the_server_is_refused_when_they_stay_at_home(rest: str):
+    text = refusal(f"{rest}\nrelabel: {{at: clients}}")
+    assert rest.partition(":")[0] in text
+    assert "relabel.at is clients" in text
+    assert "accepted: " in text
+    loads(rest)
+
+
+def test_what_needs_no_teachers_is_accepted_when_they_stay_at_home():
+    text = "baselines: [random, hard_label, full_data]\nstudent: {ranking: true}"
+    assert loads(f"{text}\nrelabel: {{at: clients}}").relabel.at == "clients"

@@ -68,16 +68,20 @@ FLOORS = [
         "fedistill.grid",
         "fedistill.models.build",
         "fedistill.models.features",
+        "fedistill.records",
         "fedistill.shares",
         "fedistill.tracking",
     ],
     [
+        "fedistill.answers",
         "fedistill.comparison_files",
         "fedistill.distillers.base",
         "fedistill.embedding",
         "fedistill.models",
         "fedistill.report.page",
         "fedistill.wire",
+        "fedistill.wire_fedavg",
+        "fedistill.wire_labels",
     ],
     [
         "fedistill.losses.bottleneck",
@@ -119,6 +123,7 @@ FLOORS = [
         "fedistill.sweep_record",
         "strategies.exchange",
     ],
+    ["strategies.labelling"],
     [
         "fedistill.benchmark",
         "fedistill.client_app",
@@ -147,7 +152,13 @@ NEIGHBOUR = {
     "strategies": "strategies.distributed_boosting",
 }
 
-FLOWER = {"fedistill.wire", "fedistill.client_app"}
+FLOWER = {
+    "fedistill.client_app",
+    "fedistill.records",
+    "fedistill.wire",
+    "fedistill.wire_labels",
+    "fedistill.wire_fedavg",
+}
 MLFLOW = {"fedistill.mlflow_store"}
 
 # Beside torch and NumPy the method needs none of these.

@@ -1,17 +1,22 @@
 """Relabel: who answers, for which view, and that the answers replay."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 from fakes import CPU, Constant, tiny_config, tiny_set, tiny_spec, tiny_teacher
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
-from fedistill import crops, mosaic, relabel
+from fedistill import answers, crops, mosaic, relabel
+from fedistill.answers import Labeller, Sheet, answer, prior_adjustment
 from fedistill.config import RelabelConfig
-from fedistill.relabel import choose_teachers, view_options
-from fedistill.seeding import generator
+from fedistill.crops import ViewOptions
+from fedistill.relabel import choose_teachers, coverage, view_options
+from fedistill.seeding import derive_seed, generator
 from fedistill.sets import SyntheticSet
 
 SPEC = tiny_spec()
@@ -23,11 +28,18 @@ def labelled(
     synthetic: SyntheticSet | None = None,
     *,
     seed: int = 0,
+    histograms: Mapping[int, Sequence[int]] | None = None,
     **changes: object,
 ) -> SyntheticSet:
     config = replace(CONFIG, **changes)  # type: ignore[arg-type]
     return relabel.relabel(
-        synthetic or tiny_set(), teachers, config, seed=seed, device=CPU, dtype=torch.float32
+        synthetic or tiny_set(),
+        teachers,
+        config,
+        seed=seed,
+        device=CPU,
+        dtype=torch.float32,
+        histograms=histograms,
     )
 
 
@@ -91,6 +103,109 @@ def test_mix_asks_nobody_who_has_no_teacher():
     assert drawn.unique().tolist() == [3, 7]
 
 
+def test_uniform_draws_are_those_of_one_generator_for_each_view():
+    """A plain reference: the draws of sets that were made before are not to change."""
+    seed = derive_seed(0, "relabel", 6)
+    expected = [torch.randint(3, (6,), generator=generator(seed, "teacher", n)) for n in range(6)]
+    found = logits(constant_teachers(), name="mix", teacher_choice="uniform")[..., 0]
+    assert torch.equal(found.long(), torch.stack(expected))
+
+
+HELD = {0: [60, 0, 1], 1: [30, 5, 1], 2: [10, 5, 1]}
+
+
+def test_coverage_is_the_share_of_the_images_of_the_class():
+    found = coverage(HELD, [0, 2], torch.tensor([0, 1, 2, 0]))
+    assert found.tolist() == [[60, 10], [0, 5], [1, 1], [60, 10]]
+
+
+def test_a_class_that_none_of_the_teachers_saw_is_anyones():
+    assert coverage({3: [0, 1], 4: [0, 9]}, [3, 4], torch.tensor([0])).tolist() == [[1, 1]]
+
+
+def test_teachers_are_drawn_as_often_as_they_cover_the_class():
+    synthetic = tiny_set()
+    how = {"name": "mix", "teacher_choice": "coverage", "views": 3000}
+    who = logits(constant_teachers(), synthetic, histograms=HELD, **how)[..., 0].long()
+    assert torch.equal(
+        who, logits(constant_teachers(), synthetic, histograms=HELD, **how)[..., 0].long()
+    )
+    for image, label in enumerate(synthetic.hard_labels.tolist()):
+        column = torch.tensor([HELD[client][label] for client in range(3)], dtype=torch.float64)
+        drawn = torch.bincount(who[:, image], minlength=3) / 3000
+        expected = column / column.sum()
+        spread = (expected * (1 - expected) / 3000).sqrt()
+        assert ((drawn - expected).abs() <= 5 * spread).all(), (label, drawn)
+
+
+def test_balanced_shards_take_nothing_away_bit_for_bit():
+    for count in (0, 1, 7, 123):
+        for classes in (1, 3, 10, 100):
+            zeros = prior_adjustment([count] * classes)
+            assert torch.equal(zeros, torch.zeros(classes))
+            assert not zeros.signbit().any()  # x - 0 is x, for -0 too
+    teachers = {number: tiny_teacher(number) for number in range(2)}
+    balanced = {0: [41, 41, 41], 1: [41, 41, 41]}
+    for name in ("mix", "own", "single", "mean"):
+        plain = labelled(teachers, name=name)
+        corrected = labelled(teachers, name=name, histograms=balanced, prior_correction=True)
+        assert corrected.sha256 == plain.sha256
+
+
+@given(histogram=st.lists(st.integers(0, 10**6), min_size=1, max_size=20))
+def test_the_adjustment_is_the_centred_log_of_the_smoothed_prior(histogram: list[int]):
+    smoothed = [(count + 1) / (sum(histogram) + len(histogram)) for count in histogram]
+    logs = [math.log(prior) for prior in smoothed]
+    centre = sum(logs) / len(logs)
+    found = prior_adjustment(histogram)
+    assert found.tolist() == pytest.approx([log - centre for log in logs], abs=1e-5)
+    assert abs(float(found.double().mean())) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["mix", "own", "single", "mean"])
+def test_each_teacher_is_corrected_by_its_own_prior(name: str):
+    said = {0: [1.0, 2.0, 3.0], 1: [-4.0, 0.0, 5.0]}
+    histograms = {0: [8, 0, 1], 1: [0, 0, 50]}
+    adjusted = {n: torch.tensor(v) - prior_adjustment(histograms[n]) for n, v in said.items()}
+    expected = torch.stack(
+        [adjusted[0].half(), adjusted[1].half()]
+        if name != "mean"
+        else [((adjusted[0].half().float() + adjusted[1].half().float()) / 2).half()]
+    )
+    teachers = {n: Constant(v) for n, v in said.items()}
+    found = logits(teachers, name=name, histograms=histograms, prior_correction=True).view(-1, 3)
+    rows = {tuple(row) for row in found.tolist()}
+    wanted = [tuple(row) for row in expected.tolist()]
+    assert rows == set(wanted[:1] if name == "single" else wanted)
+
+
+def test_answers_do_not_depend_on_who_is_asked_beside():
+    """What makes labels from home the same as those from the server."""
+    spec, synthetic = SPEC, tiny_set(50)
+    options = ViewOptions(scale=(0.5, 1.0), flip=True, mix="cutmix", mix_probability=0.5)
+    sheet = Sheet(synthetic.images, 9, 3, options)
+    who = torch.randint(3, (9, 150), generator=generator(0, "who"))
+    labellers = [Labeller(tiny_teacher(n), who == n) for n in range(3)]
+    how = {"device": CPU, "dtype": torch.float32}
+    together = answer(sheet, labellers, spec, **how)  # type: ignore[arg-type]
+    for labeller, found in zip(labellers, together, strict=True):
+        (alone,) = answer(sheet, [labeller], spec, **how)  # type: ignore[arg-type]
+        assert torch.equal(found, alone)
+        assert found.shape == (int(labeller.mine.sum()), 3)
+    torch.set_num_threads(2)
+    both = answer(sheet, labellers, spec, **how)  # type: ignore[arg-type]
+    assert all(torch.equal(a, b) for a, b in zip(together, both, strict=True))
+
+
+def test_a_teacher_that_is_asked_for_nothing_answers_nothing():
+    nothing = torch.zeros(2, 6, dtype=torch.bool)
+    sheet = Sheet(tiny_set().images, 2, 0, ViewOptions())
+    teacher = Constant([1.0, 2.0, 3.0])
+    (found,) = answer(sheet, [Labeller(teacher, nothing)], SPEC, device=CPU, dtype=torch.float32)
+    assert found.shape == (0, 3)
+    assert teacher.seen == 0
+
+
 @pytest.mark.parametrize("tiles", [1, 2])
 @pytest.mark.parametrize("mix", ["none", "mixup", "cutmix"])
 def test_labels_are_the_teachers_answers_to_the_replayed_views(mix: str, tiles: int):
@@ -113,7 +228,7 @@ def test_the_size_of_a_block_does_not_change_the_labels(name: str, monkeypatch: 
     teachers = {number: tiny_teacher(number) for number in range(2)}
     found = []
     for block in (1, 13, 500):
-        monkeypatch.setattr(relabel, "_BATCH", block)
+        monkeypatch.setattr(answers, "_BATCH", block)
         found.append(logits(teachers, name=name, mix="cutmix"))
     for other in found[1:]:
         torch.testing.assert_close(found[0], other, rtol=2e-3, atol=2e-3)
@@ -139,7 +254,7 @@ def test_the_rest_of_the_set_stays():
     assert after.card == before.card
 
 
-def test_progress_ends_with_all_views():
+def test_progress_ends_with_all_answers():
     told: list[tuple[int, int]] = []
     relabel.relabel(
         tiny_set(100),
@@ -150,7 +265,9 @@ def test_progress_ends_with_all_views():
         dtype=torch.float32,
         report=lambda done, total: told.append((done, total)),
     )
-    assert told == [(view, 6) for view in range(1, 7)]
+    assert [total for _, total in told] == [1800] * len(told)
+    assert [done for done, _ in told] == sorted({done for done, _ in told})
+    assert told[-1] == (1800, 1800)
 
 
 def test_labels_of_single_tiles_are_the_answers_to_the_tiles_enlarged():

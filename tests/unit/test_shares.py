@@ -1,5 +1,6 @@
 """Shares and their union."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -84,6 +85,14 @@ def test_images_made_later_come_after_the_first_ones_of_their_class():
     ]  # fmt: skip
     assert both.seconds == {"squeeze": 2.0, "recover": 4.0}
     assert both.entry(1).shape == (2, 1, 8, 8)
+
+
+def test_a_teacher_found_again_is_told_of_once():
+    first = replace(share(3, [1, 0, 0]), from_store=("recover",))
+    more = replace(share(3, [1, 0, 0]), from_store=("squeeze", "recover"))
+    both = first.extended(more)
+    assert both.seconds == {"squeeze": 1.0, "recover": 4.0}
+    assert both.from_store == ("recover",)
 
 
 def test_extending_keeps_the_set_that_was_there():

@@ -27,3 +27,26 @@ def test_a_set_tells_its_method_and_its_score(
     printed = capsys.readouterr().out
     assert all(text in printed for text in shown)
     assert "?" not in printed
+
+
+def test_where_teachers_stay_at_home_there_is_no_row_for_them(
+    capsys: pytest.CaptureFixture[str],
+):
+    score = {"top1": [50.0], "top1_mean": 50.0, "top1_std": 0.0, "n": 1}
+    result = {
+        "name": "tiny",
+        "clients": 2,
+        "sets": {"1": {"students": {"convnet": score}, "baselines": {}}},
+        "teachers": {"top1": [None, None], "top1_mean": None},
+        "seconds": {},
+        "bytes": {"up": 1, "down": 1},
+        "absent_clients": [],
+        "absent_labellers": [1],
+        "mlflow": {"run_id": None},
+    }
+    tables.print_result(result, Path("somewhere"))
+    printed = capsys.readouterr().out
+    assert "teachers" not in printed
+    assert "did not label: [1]" in printed
+    tables.print_result({**result, "teachers": {"top1": [60.0, None]}}, Path("somewhere"))
+    assert "teachers" in capsys.readouterr().out

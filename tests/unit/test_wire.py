@@ -11,7 +11,7 @@ from fakes import tiny_config, tiny_images, tiny_spec, tiny_teacher
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 
-from fedistill import whitening, wire
+from fedistill import whitening, wire, wire_fedavg
 from fedistill.errors import WireError
 from fedistill.shares import Share
 from fedistill.wire import Description, DistillRequest
@@ -259,13 +259,13 @@ def test_a_request_with_a_key_missing_is_a_wire_error(key: str):
 
 
 GAME = RecordDict(
-    {"arrays": wire.encode_weights(TEACHER), "config": ConfigRecord({"server-round": 2})}
+    {"arrays": wire_fedavg.encode_weights(TEACHER), "config": ConfigRecord({"server-round": 2})}
 )
 
 
 def test_a_round_of_fedavg_arrives_whole():
-    content = wire.encode_train_request(CONFIG, WHITENED, 4, GAME)
-    arrived = wire.decode_train_request(sent(content))
+    content = wire_fedavg.encode_train_request(CONFIG, WHITENED, 4, GAME)
+    arrived = wire_fedavg.decode_train_request(sent(content))
     assert (arrived.config, arrived.spec, arrived.partition_id) == (CONFIG, WHITENED, 4)
     assert arrived.server_round == 2
     assert arrived.weights.keys() == TEACHER.keys()
@@ -275,14 +275,17 @@ def test_a_round_of_fedavg_arrives_whole():
 
 @pytest.mark.parametrize("record", ["request", "arrays", "config"])
 def test_a_round_of_fedavg_with_a_record_missing_is_a_wire_error(record: str):
-    content = wire.encode_train_request(CONFIG, SPEC, 4, GAME)
+    content = wire_fedavg.encode_train_request(CONFIG, SPEC, 4, GAME)
     del content[record]
     with pytest.raises(WireError):
-        wire.decode_train_request(content)
+        wire_fedavg.decode_train_request(content)
 
 
 def test_an_update_is_told_with_its_samples_and_its_loss():
-    assert wire.check_update(sent(wire.encode_update(TEACHER, 7, 1.5)), TEACHER) == (7, 1.5)
+    assert wire_fedavg.check_update(sent(wire_fedavg.encode_update(TEACHER, 7, 1.5)), TEACHER) == (
+        7,
+        1.5,
+    )
 
 
 def put_weight(name: str, array: np.ndarray) -> Callable[[RecordDict], None]:
@@ -317,7 +320,7 @@ NO_UPDATES: dict[str, tuple[Callable[[RecordDict], object], str]] = {
 
 @pytest.mark.parametrize(("change", "says"), NO_UPDATES.values(), ids=NO_UPDATES)
 def test_what_cannot_be_averaged_is_a_wire_error(change: Callable[[RecordDict], object], says: str):
-    content = wire.encode_update(TEACHER, 7, 1.5)
+    content = wire_fedavg.encode_update(TEACHER, 7, 1.5)
     change(content)
     with pytest.raises(WireError, match=says):
-        wire.check_update(sent(content), TEACHER)
+        wire_fedavg.check_update(sent(content), TEACHER)

@@ -1,0 +1,125 @@
+"""Labels from home: the set goes to every client, logits come back, and teachers stay.
+
+A client that does not answer as asked labels no more in this run; its images stay in the set.
+"""
+
+import textwrap
+import threading
+from collections.abc import Callable, Mapping
+from logging import WARNING
+
+import torch
+from flwr.common import log
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from fedistill import wire_labels
+from fedistill.answers import Sheet
+from fedistill.config import Config
+from fedistill.errors import ClientsFailed, WireError
+from fedistill.images import DataSpec
+from fedistill.wire_labels import LabelRequest
+from strategies.exchange import Exchange, last_lines
+
+
+class LabellersAtHome:
+    """The clients that label.
+
+    Args:
+        config: of the experiment.
+        spec: of the data set.
+        exchange: to reach the clients.
+        grid: the same.
+        clients: partition ids that have a teacher.
+
+    Attributes:
+        failures: why a client labels no more, by partition id.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        spec: DataSpec,
+        exchange: Exchange,
+        grid: Grid,
+        clients: list[int],
+    ) -> None:
+        self._config = config
+        self._spec = spec
+        self._exchange = exchange
+        self._grid = grid
+        self._clients = sorted(clients)
+        self._lock = threading.Lock()
+        self.failures: dict[int, str] = {}
+
+    @property
+    def left(self) -> list[int]:
+        """Partition ids of those who still label, sorted."""
+        return [client for client in self._clients if client not in self.failures]
+
+    def ask(
+        self,
+        sheet: Sheet,
+        asked: Mapping[int, Tensor],
+        report: Callable[[int, int], None] = lambda done, total: None,
+    ) -> dict[int, Tensor]:
+        """Ask clients for the labels of some views.
+
+        Students that train side by side may all need labels: one is served after the other.
+
+        Args:
+            sheet: what there is to label.
+            asked: which views are whose, bool [views, M], by partition id.
+            report: called with clients that have answered, and all that were asked.
+
+        Returns:
+            Logits, float16 [number of these views, num_classes], of those who answered well.
+
+        Raises:
+            ClientsFailed: nobody is left to label.
+        """
+        requests = {
+            client: LabelRequest(
+                config=self._config,
+                spec=self._spec,
+                partition_id=client,
+                images=sheet.images,
+                seed=sheet.seed,
+                options=sheet.options,
+                mine=mine,
+            )
+            for client, mine in asked.items()
+        }
+        with self._lock:
+            threads = torch.get_num_threads()
+            try:
+                answers = self._ask(requests)
+            finally:
+                torch.set_num_threads(threads)  # clients in this process have set their own
+            if not self.left:
+                raise ClientsFailed(
+                    "no client is left that labels, and relabel.at is clients; "
+                    f"{last_lines(self.failures)}; mend one of them and run again"
+                )
+        report(len(answers), len(requests))
+        return answers
+
+    def _ask(self, requests: Mapping[int, LabelRequest]) -> dict[int, Tensor]:
+        # Others may have found out, since these were chosen, that a client labels no more.
+        requests = {n: request for n, request in requests.items() if n not in self.failures}
+        contents = {n: wire_labels.encode_label_request(it) for n, it in requests.items()}
+        messages = self._exchange.messages(wire_labels.LABEL, contents)
+        replies = self._exchange.send(self._grid, messages)
+        answers = {}
+        for client, content in self._exchange.good(replies, requests, self._fail).items():
+            try:
+                answers[client] = wire_labels.decode_answers(content, requests[client])
+            except WireError as error:
+                self._fail(client, f"its labels were refused: {error}")
+        return answers
+
+    def _fail(self, client: int, reason: str) -> None:
+        if client not in self.failures:  # the first reason counts
+            self.failures[client] = reason
+            text = textwrap.indent(reason, "    ")
+            log(WARNING, "client %s failed and labels no more:\n%s", client, text)
