@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedistill import config_file, data, evaluation, partition, planning, registry
-from fedistill.client import make_share, restore_teachers
+from fedistill.client import make_share
 from fedistill.config import Config, RelabelConfig
 from fedistill.cores import set_threads
 from fedistill.cotrain import cotrain
@@ -25,6 +25,7 @@ from fedistill.sets import SyntheticSet
 from fedistill.shares import integrate
 from fedistill.store import Store
 from fedistill.training import device_for, resolve_precision
+from fedistill.worker import restore_teachers
 
 _log = logging.getLogger(__name__)
 

@@ -19,7 +19,6 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import nn
 
 from fedistill import planning, slots, wire
-from fedistill.client import restore_teachers
 from fedistill.config import Config, RelabelConfig
 from fedistill.cores import set_threads
 from fedistill.errors import ClientsFailed, PartitionError, WireError
@@ -28,6 +27,7 @@ from fedistill.planning import distiller_of
 from fedistill.sets import SyntheticSet
 from fedistill.shares import Curve, Share, integrate
 from fedistill.slots import Plan
+from fedistill.worker import restore_teachers
 from strategies.exchange import Exchange
 from strategies.labelling import LabellersAtHome
 

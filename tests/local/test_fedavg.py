@@ -11,7 +11,7 @@ from fakes import CPU, tiny_config
 from flwr.app import Message
 from torch import Tensor
 
-from fedistill import client, client_app, data, partition, training, wire, wire_fedavg
+from fedistill import client_app, data, partition, training, wire, wire_fedavg, worker
 from fedistill.config import Config
 from fedistill.evaluation import Evaluator
 from fedistill.models import build
@@ -297,7 +297,7 @@ def test_a_second_game_finds_its_rounds_in_the_store(
 ):
     monkeypatch.setenv(VARIABLE, str(tmp_path / "store"))
     first = Played(monkeypatch)
-    monkeypatch.setattr(client, "squeeze", None)  # would raise, and all would be absent
+    monkeypatch.setattr(worker, "squeeze", None)  # would raise, and all would be absent
     second = Played(monkeypatch)
     assert_equal(first.averages, base.averages)
     assert_equal(second.averages, base.averages)

@@ -8,7 +8,7 @@ import torch
 from fakes import tiny_config
 from federation import assert_full, failing, spoiled, start
 
-from fedistill import client, client_app, pipeline
+from fedistill import client_app, pipeline, worker
 from fedistill.config import Config
 from fedistill.shares import Share
 from fedistill.teacher import Committee
@@ -62,13 +62,13 @@ def test_other_teachers_than_were_asked_for_are_refused_and_made_up_for(
 def test_a_client_that_is_asked_again_trains_nothing_again(monkeypatch: pytest.MonkeyPatch):
     failing(monkeypatch, 2)
     trained: list[int] = []
-    squeeze = client.squeeze
+    squeeze = worker.squeeze
 
     def counting(*args: object, **options: object) -> object:
         trained.append(options["path"][1])  # type: ignore[index]
         return squeeze(*args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(client, "squeeze", counting)
+    monkeypatch.setattr(worker, "squeeze", counting)
     first: dict[int, object] = {}
     make_share = client_app.make_share
 

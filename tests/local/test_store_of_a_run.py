@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from fakes import tiny_config
 
-from fedistill import client, runner, tables
+from fedistill import runner, tables, worker
 from fedistill.distillers import inversion
 from fedistill.distillers.sre2l import SRe2L
 
@@ -18,7 +18,7 @@ def test_a_second_run_reads_what_the_first_one_made(
 ):
     without = runner.run(CONFIG, tmp_path / "without", "local")
     first = runner.run(CONFIG, tmp_path / "first", "local", tmp_path / "store")
-    for work in (client, "squeeze"), (SRe2L, "distill"):
+    for work in (worker, "squeeze"), (SRe2L, "distill"):
         monkeypatch.setattr(*work, None)  # would raise, and clients may not fail
     second = runner.run(CONFIG, tmp_path / "second", "local", tmp_path / "store")
 

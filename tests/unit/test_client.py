@@ -10,8 +10,8 @@ import torch
 from fakes import tiny_config, tiny_images, tiny_spec, tiny_tree
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 
-from fedistill import client, config_file, wire
-from fedistill.client import make_share, restore_teachers
+from fedistill import config_file, wire, worker
+from fedistill.client import make_share
 from fedistill.config import Config
 from fedistill.distillers import dm
 from fedistill.distillers.sre2l import SRe2L
@@ -19,6 +19,7 @@ from fedistill.images import DataSpec, ImageSet
 from fedistill.shares import Share
 from fedistill.store import VARIABLE
 from fedistill.whitening import Whitening
+from fedistill.worker import restore_teachers
 
 SPEC, SHARD = tiny_spec(), tiny_images()
 COUNTS = (2, 0, 1)
@@ -62,7 +63,7 @@ def forbid_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("it should have been read from the store")
 
-    monkeypatch.setattr(client, "squeeze", fail)
+    monkeypatch.setattr(worker, "squeeze", fail)
     monkeypatch.setattr(SRe2L, "distill", fail)
 
 
@@ -327,7 +328,7 @@ def test_what_came_from_the_store_is_told_to_the_server():
 
 def test_a_second_request_takes_the_teachers_that_were_sent_back(monkeypatch: pytest.MonkeyPatch):
     first = work(TWO)
-    monkeypatch.setattr(client, "squeeze", None)
+    monkeypatch.setattr(worker, "squeeze", None)
     second = work(TWO, attempt=1, made=COUNTS, teacher_states=first.teachers)
     assert second.seconds["squeeze"] == 0
     assert second.teacher_curve == ()

@@ -116,14 +116,14 @@ FLOORS = [
     ["fedistill.distillers.sre2l"],
     [
         "fedistill.baselines",
-        "fedistill.client",
+        "fedistill.worker",
         "fedistill.cotrain",
         "fedistill.estimate",
         "fedistill.figures",
         "fedistill.sweep_record",
         "strategies.exchange",
     ],
-    ["strategies.labelling"],
+    ["fedistill.client", "strategies.labelling"],
     [
         "fedistill.benchmark",
         "fedistill.client_app",
