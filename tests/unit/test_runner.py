@@ -62,7 +62,7 @@ def test_all_processes_of_a_run_find_the_store_and_later_ones_do_not(
     monkeypatch.setenv(VARIABLE, variable)
     found: list[str | None] = []
 
-    def work(config: Any, output: Path, run_config: Any) -> None:
+    def work(config: Any, output: Path, *_: Any) -> None:
         children = processes.environment(tmp_path, "/tmp/x", {})
         assert children.get(VARIABLE) == os.environ.get(VARIABLE)
         found.append(os.environ.get(VARIABLE))
