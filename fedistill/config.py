@@ -186,9 +186,11 @@ class RelabelConfig:
     A client with several teachers answers with the mean of their logits.
     at: `server` collects the teachers and labels there; `clients` leaves them at home, sends
     the set to every client and collects logits.
-    teacher_choice: of `mix`: `uniform`, or `coverage`: proportional to how many real images of
-    the image's class each teacher was trained on. `prior_correction` takes the log of its own
-    class prior from each teacher's logits (`relabel.py`). Left out, both follow `partition`.
+    teacher_choice: `uniform`, or `coverage`: `mix` draws teachers in proportion to how many real
+    images of the image's class each was trained on; `mean` averages log-probabilities, each
+    class's weighted by how many of its images each teacher was trained on.
+    `prior_correction` takes the log of its own class prior from each teacher's logits
+    (`answers.py`). Left out, both follow `partition`.
     The view keys left out come from the student protocol. With `tiles` 2, a share `tile_share`
     of the views shows one quarter of the image: a mosaic's single images.
     """
@@ -216,9 +218,9 @@ class RelabelConfig:
             areas("scale", self.scale or (1.0, 1.0)),
             share(self, "mix_probability", "tile_share"),
             (
-                self.teacher_choice != "coverage" or self.name == "mix",
-                f"teacher_choice is coverage and name is {self.name}, which draws no teachers; "
-                "accepted: name: mix, or teacher_choice: uniform",
+                self.teacher_choice != "coverage" or self.name in ("mix", "mean"),
+                f"teacher_choice is coverage and name is {self.name}, which has no choice of "
+                "teachers; accepted: name: mix or mean, or teacher_choice: uniform",
             ),
         )
 

@@ -104,10 +104,10 @@ def shard_keys(partition: str, relabel: str) -> dict[str, Any]:
 
     Args:
         partition: its name.
-        relabel: the name of the way to label: only `mix` has a choice of teachers.
+        relabel: the name of the way to label: only `mix` and `mean` have a choice of teachers.
     """
     values = dict(EVEN_SHARDS if partition == "iid" else UNEVEN_SHARDS)
-    if relabel != "mix":
+    if relabel not in ("mix", "mean"):
         values["teacher_choice"] = "uniform"
     return values
 

@@ -7,8 +7,8 @@ as bagging does. `own`, `single` and `mean` are the controls beside it.
 Each view is labelled once; every student replays it from the seed (FKD).
 
 Where clients hold different classes, `teacher_choice: coverage` draws teachers in proportion to
-their images of the class. Whether teachers are here or at home, `collect` decides who is asked for
-what; how they answer is in `answers.py`.
+their images of the class; with `mean` it weighs them so, class by class. Whether teachers are here
+or at home, `collect` decides who is asked for what; how they answer is in `answers.py`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -89,6 +89,21 @@ def coverage(histograms: Histograms, teachers: Sequence[int], labels: Tensor) ->
     held = torch.tensor([[*histograms[n]] for n in teachers], dtype=torch.float64).T[labels]
     # Nobody among these saw the class: all are as good.
     return torch.where(held.sum(1, keepdim=True) > 0, held, torch.ones_like(held))
+
+
+def class_weights(histograms: Histograms, teachers: Sequence[int]) -> Tensor:
+    """Return what each teacher's word on each class weighs in an average, float32 [N, num_classes].
+
+    Its share of the real images of the class that these teachers were trained on. So who never saw
+    a class has no say in it, and who saw nearly all of it decides it nearly alone.
+
+    Args:
+        histograms: by partition id.
+        teachers: partition ids.
+    """
+    num_classes = len(histograms[teachers[0]])
+    held = coverage(histograms, teachers, torch.arange(num_classes)).T
+    return (held / held.sum(0)).float()
 
 
 def relabel(
@@ -182,9 +197,17 @@ def _mean(
     everything = torch.ones(sheet.views, len(synthetic), dtype=torch.bool)
     answers = ask(sheet, dict.fromkeys(teachers, everything))
     total = torch.zeros(everything.numel(), synthetic.spec.num_classes)
-    for _, logits in sorted(answers.items()):
-        total += logits.float()
-    return (total / len(answers)).half().view(*everything.shape, -1)
+    if config.teacher_choice == "coverage":
+        assert histograms is not None
+        weights = class_weights(histograms, sorted(answers))
+        for weight, (_, logits) in zip(weights, sorted(answers.items()), strict=True):
+            total += weight * logits.float().log_softmax(1)
+        total -= total.mean(1, keepdim=True)  # around 0, as logits are: students may copy them
+    else:
+        for _, logits in sorted(answers.items()):
+            total += logits.float()
+        total /= len(answers)
+    return total.half().view(*everything.shape, -1)
 
 
 def _dealt(

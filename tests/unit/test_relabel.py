@@ -138,6 +138,22 @@ def test_teachers_are_drawn_as_often_as_they_cover_the_class():
         assert ((drawn - expected).abs() <= 5 * spread).all(), (label, drawn)
 
 
+def test_a_covering_mean_weighs_every_class_by_who_saw_it():
+    """A plain loop over classes and teachers."""
+    said = {0: [1.0, 2.0, 3.0], 1: [-4.0, 0.0, 5.0], 2: [0.5, 0.5, -2.0]}
+    histograms = {0: [60, 0, 1], 1: [30, 5, 0], 2: [10, 5, 0]}
+    expected = []
+    for label in range(3):
+        held = {n: histograms[n][label] for n in said}
+        logs = {n: math.log(torch.tensor(said[n]).softmax(0)[label]) for n in said}
+        expected.append(sum(held[n] * logs[n] for n in said) / sum(held.values()))
+    centre = sum(expected) / 3
+    teachers = {n: Constant(values) for n, values in said.items()}
+    found = logits(teachers, name="mean", teacher_choice="coverage", histograms=histograms)
+    for value, wanted in zip(found[0, 0].tolist(), expected, strict=True):
+        assert value == pytest.approx(wanted - centre, abs=5e-3)
+
+
 def test_balanced_shards_take_nothing_away_bit_for_bit():
     for count in (0, 1, 7, 123):
         for classes in (1, 3, 10, 100):
