@@ -73,14 +73,15 @@ def test_the_set_is_the_same_wherever_the_teachers_are(name: str):
 
 
 @pytest.mark.usefixtures("store")
+@pytest.mark.parametrize("name", ["mix", "mean"])
 @pytest.mark.parametrize("clients", ["dirichlet", "pathological"])
-def test_the_set_is_the_same_where_clients_hold_different_classes(clients: str):
+def test_the_set_is_the_same_where_clients_hold_different_classes(clients: str, name: str):
     split = {"name": clients, "clients": 3}
     if clients == "pathological":
         split["classes_per_client"] = 4
     hashes = set()
     for where in ("server", "clients"):
-        config = at(where, partition=split, relabel={"prior_correction": True})
+        config = at(where, partition=split, relabel={"name": name, "prior_correction": True})
         assert config.relabel.teacher_choice == "coverage"
         hashes.add(start(config)[0].sets[1].sha256)
     assert len(hashes) == 1
@@ -116,8 +117,13 @@ def test_a_run_with_labels_from_home_is_written_down(
         )
         runs[where] = runner.run(config, tmp_path / where, "local")
     here, home = runs["server"], runs["clients"]
-    for key in ("sha256", "students", "baselines", "ranking"):
+    for key in ("sha256", "students", "ranking"):
         assert home["sets"]["1"][key] == here["sets"]["1"][key]
+    for name, row in home["sets"]["1"]["baselines"].items():
+        beside = here["sets"]["1"]["baselines"][name]
+        assert row["top1"] == beside["top1"]
+        asked = row["bytes"]["down"] > beside["bytes"]["down"] + 10 * 64 * 3
+        assert asked == (name == "random")  # these images went to the clients to be labelled
     assert home["teachers"] == {"top1": [None] * 3, "top1_mean": None}
     assert home["absent_labellers"] == home["absent_clients"] == []
     assert home["from_store"] == {"squeeze": [], "recover": []}
