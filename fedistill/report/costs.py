@@ -71,15 +71,23 @@ def cost_of(row: Mapping[str, Any]) -> float | None:
     return found / _MEGA if found else None
 
 
+def cost_of_set(result: Mapping[str, Any], ipc: str) -> float | None:
+    """Return the megabytes of one set of a run, as if it had been made alone.
+
+    A result of an older version does not tell them apart: then it is those of the whole run.
+    """
+    return cost_of({"bytes": result["sets"][ipc].get("traffic")}) or cost_of(result)
+
+
 def _per_megabyte(run: Run) -> list[Block]:
-    """Say what accuracy cost; the sets of a run came in the same messages."""
+    """Say what accuracy cost."""
     sets = run.result["sets"]
-    whole = cost_of(run.result)
-    series = []
-    if whole:
-        found = [(ipc, next(iter(it["students"].values()))) for ipc, it in sets.items()]
-        ours = [(whole, point(scores), ipc) for ipc, scores in found]
-        series.append(charts.Cost("distilled set", ours))
+    ours = [
+        (cost, point(next(iter(it["students"].values()))), ipc)
+        for ipc, it in sets.items()
+        if (cost := cost_of_set(run.result, ipc))
+    ]
+    series = [charts.Cost("distilled set", ours)] if ours else []
     names = {name: None for it in sets.values() for name in it["baselines"]}
     for name in names:
         beside = [
@@ -89,9 +97,7 @@ def _per_megabyte(run: Run) -> list[Block]:
         ]
         if beside:
             series.append(charts.Cost(SHORT_NAMES.get(name, name), beside, real=True))
-    caption = "Accuracy and the megabytes that the clients sent and received for it."
-    if len(sets) > 1:
-        caption += " The sets of all IPC came in the same messages: each is shown at their sum."
+    caption = "Accuracy and the megabytes that the clients sent and received for it alone."
     rows = [
         [cost.label, name, score(*scores), f"{megabytes:.3g}", f"{scores.mean / megabytes:.3g}"]
         for cost in series

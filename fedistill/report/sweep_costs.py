@@ -5,14 +5,13 @@ from collections.abc import Mapping, Sequence
 from fedistill import charts, comparison
 from fedistill.comparison import Facet, Line, Point, Row
 from fedistill.comparison_files import mean_bytes
-from fedistill.report.costs import cost_of
+from fedistill.report.costs import cost_of, cost_of_set
 from fedistill.report.page import Block, Chart, Pictures, Table, duration, score, size
 from fedistill.report.recorded import SHORT_NAMES
 
-_MEGA = 1e6
 _COSTS = (
-    "Accuracy and the megabytes that a federation sent for it; the numbers at points are N. The "
-    "sets of all IPC come in the same messages: each is shown at their sum."
+    "Accuracy and the megabytes that a federation sends for this set alone; the numbers at points "
+    "are N."
 )
 Priced = tuple[float, Point, str]  # megabytes, accuracy, name
 
@@ -119,13 +118,13 @@ def _per_megabyte(rows: Sequence[Row]) -> list[Pictures]:
 
 
 def _priced(rows: Sequence[Row], line: Line, curve: Mapping[int, Point]) -> list[Priced]:
-    """Return the points of a line with the megabytes of their federations."""
+    """Return the points of a line with the megabytes of their sets."""
     points = []
     for clients, point in curve.items():
-        own = _cell(rows, line, clients)
-        sent = sum(mean_bytes(own, way) or 0 for way in ("up", "down"))
-        if sent:
-            points.append((sent / _MEGA, point, f"{clients}"))
+        costs = [cost_of_set(row.result, str(line.ipc)) for row in _cell(rows, line, clients)]
+        known = [cost for cost in costs if cost is not None]
+        if known:
+            points.append((sum(known) / len(known), point, f"{clients}"))
     return points
 
 

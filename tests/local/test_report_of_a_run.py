@@ -13,7 +13,8 @@ def test_a_real_run_has_a_page(tmp_path):
     for score in (*found["students"].values(), found["baselines"]["random"]):
         assert f"{score['top1_mean']:.2f}" in html
     assert found["sha256"] in html
-    # The sheet, the partition, t-SNE; bars, and the losses of teachers, of images and of students.
+    # The sheet, the partition, t-SNE; bars, accuracy for each megabyte, and the losses of
+    # teachers, of images and of students.
     assert html.count("<img ") == 3
-    assert html.count("<svg ") == 4
+    assert html.count("<svg ") == 5
     assert "query.describe" in html
