@@ -127,7 +127,7 @@ def _stages(device: torch.device, dtype: torch.dtype) -> Iterator[_Stage]:
     )
     teacher = freeze(build(_MODEL, _SPEC, 0, "benchmark").to(device))
     student = StudentConfig(**{**protocols.student_keys("default"), "epochs": 10})
-    views = RelabelConfig(**{**protocols.view_keys("default"), "views": _VIEWS})
+    views = RelabelConfig(**{**protocols.view_keys("default"), "name": "mix", "views": _VIEWS})
     where: dict[str, Any] = {"seed": 0, "device": device, "dtype": dtype}
     yield _Stage(
         name="squeeze",

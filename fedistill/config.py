@@ -190,13 +190,13 @@ class RelabelConfig:
     images of the image's class each was trained on; `mean` averages log-probabilities, each
     class's weighted by how many of its images each teacher was trained on.
     `prior_correction` takes the log of its own class prior from each teacher's logits
-    (`answers.py`). Left out, both follow `partition`.
+    (`answers.py`). Left out, all three follow `partition` (`protocols.py`).
     The view keys left out come from the student protocol. With `tiles` 2, a share `tile_share`
     of the views shows one quarter of the image: a mosaic's single images.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
-    name: Literal["mix", "own", "single", "mean"] = "mix"
+    name: Literal["mix", "own", "single", "mean"] | None = None
     views: int | None = None
     at: Literal["server", "clients"] = "server"
     teacher_choice: Literal["uniform", "coverage"] | None = None
@@ -218,7 +218,7 @@ class RelabelConfig:
             areas("scale", self.scale or (1.0, 1.0)),
             share(self, "mix_probability", "tile_share"),
             (
-                self.teacher_choice != "coverage" or self.name in ("mix", "mean"),
+                self.teacher_choice != "coverage" or self.name in ("mix", "mean", None),
                 f"teacher_choice is coverage and name is {self.name}, which has no choice of "
                 "teachers; accepted: name: mix or mean, or teacher_choice: uniform",
             ),

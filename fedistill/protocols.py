@@ -47,13 +47,15 @@ _COMMON = {"ema": 0.0, "ce_weight": 0.0, "zeta": 2.0, "shift": 0, "tiles": 1, "t
 TILE_SHARE = 0.5  # of the views of a mosaic, where a protocol says nothing
 TEMPERATURE = 20.0  # of `loss: kl` where a protocol says nothing: RDED, SRe2L on ImageNet
 
-# What is filled in where clients hold much the same, and where they do not.
-EVEN_SHARDS: Mapping[str, Any] = {
-    "teacher_choice": "uniform", "prior_correction": False, "slots": "even",
-}  # fmt: skip
-UNEVEN_SHARDS: Mapping[str, Any] = {
-    "teacher_choice": "coverage", "prior_correction": False, "slots": "histogram",
-}  # fmt: skip
+# How views are labelled, and slots dealt, where clients hold much the same and where they do not.
+# Chosen on held-out images of MNIST (experiments/LOG.md).
+EVEN_SHARDS: Mapping[str, Any] = {"name": "mix", "slots": "even"}
+UNEVEN_SHARDS: Mapping[str, Any] = {"name": "mean", "slots": "histogram"}
+# On top of them, by the way to label; what is not here is `uniform` and not corrected.
+_UNEVEN_LABELS: Mapping[str, Mapping[str, Any]] = {
+    "mix": {"teacher_choice": "coverage", "prior_correction": True},
+    "mean": {"teacher_choice": "coverage", "prior_correction": False},
+}
 
 PROTOCOLS: Mapping[str, Mapping[str, Any]] = {
     # Our own, chosen on held-out training images (experiments/LOG.md).
@@ -99,17 +101,18 @@ PROTOCOLS: Mapping[str, Mapping[str, Any]] = {
 }  # fmt: skip
 
 
-def shard_keys(partition: str, relabel: str) -> dict[str, Any]:
+def shard_keys(partition: str, name: str | None) -> dict[str, Any]:
     """Return how labels and slots follow what the clients hold.
 
     Args:
         partition: its name.
-        relabel: the name of the way to label: only `mix` and `mean` have a choice of teachers.
+        name: of the way to label, if the user gave one.
     """
-    values = dict(EVEN_SHARDS if partition == "iid" else UNEVEN_SHARDS)
-    if relabel not in ("mix", "mean"):
-        values["teacher_choice"] = "uniform"
-    return values
+    even = partition == "iid"
+    values = dict(EVEN_SHARDS if even else UNEVEN_SHARDS)
+    plain = {"teacher_choice": "uniform", "prior_correction": False}
+    own = {} if even else _UNEVEN_LABELS.get(name or values["name"], {})
+    return {**values, **plain, **own}
 
 
 def student_keys(protocol: str) -> dict[str, Any]:

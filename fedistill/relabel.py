@@ -222,7 +222,8 @@ def _dealt(
     logits = torch.empty(
         sheet.views, len(synthetic), synthetic.spec.num_classes, dtype=torch.float16
     )
-    name = config.name
+    assert config.name is not None
+    name: str = config.name
     path: tuple[str, ...] = ("teacher",)
     lost = torch.ones(sheet.views, len(synthetic), dtype=torch.bool)
     while True:

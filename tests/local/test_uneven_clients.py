@@ -48,7 +48,8 @@ def test_clients_that_hold_little_fill_the_set(split: str):
 
 def test_who_holds_one_class_labels_that_class_alone():
     """With a constant teacher each, the labels tell who gave them."""
-    strategy, _ = start(uneven("one class each"))
+    how = {"name": "mix", "prior_correction": False}
+    strategy, _ = start(uneven("one class each", relabel=how))
     synthetic = strategy.sets[3]
     for client, net in strategy.teachers.items():
         torch.nn.init.zeros_(net.classifier.weight)  # type: ignore[arg-type, union-attr]

@@ -533,9 +533,12 @@ def test_our_own_protocol_shows_the_tiles_of_a_mosaic():
 @pytest.mark.parametrize("name", ["dirichlet", "pathological", "shards", "quantity"])
 def test_labels_and_slots_follow_what_the_clients_hold(name: str):
     even, uneven = loads(""), loads(f"partition: {{name: {name}}}")
-    assert (even.relabel.teacher_choice, even.federation.slots) == ("uniform", "even")
-    assert (uneven.relabel.teacher_choice, uneven.federation.slots) == ("coverage", "histogram")
-    assert even.relabel.prior_correction is uneven.relabel.prior_correction is False
+    assert (even.relabel.name, even.federation.slots) == ("mix", "even")
+    assert (even.relabel.teacher_choice, even.relabel.prior_correction) == ("uniform", False)
+    assert uneven.relabel.name == "mean"
+    assert (uneven.relabel.teacher_choice, uneven.relabel.prior_correction) == ("coverage", False)
+    mixed = loads(f"partition: {{name: {name}}}\nrelabel: {{name: mix}}")
+    assert (mixed.relabel.teacher_choice, mixed.relabel.prior_correction) == ("coverage", True)
     wanted = "{teacher_choice: uniform, prior_correction: true}"
     given = loads(f"partition: {{name: {name}}}\nrelabel: {wanted}\nfederation: {{slots: even}}")
     assert given.relabel.teacher_choice == "uniform"

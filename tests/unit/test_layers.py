@@ -306,7 +306,7 @@ net = teacher.freeze(build(ModelConfig(depth=2, width=4), spec, 0))
 images = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
 share = shares.Share(partition_id=0, images=images, counts=(1, 1), seconds={{}})
 synthetic = shares.integrate([share], {{0: [1, 1]}}, spec)
-config = RelabelConfig(**{{**view_keys("default"), "views": 2}})
+config = RelabelConfig(**{{**view_keys("default"), "name": "mix", "views": 2}})
 cpu = torch.device("cpu")
 synthetic = relabel.relabel(
     synthetic, {{0: net}}, config, seed=0, device=cpu, dtype=torch.float32)
