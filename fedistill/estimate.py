@@ -26,6 +26,7 @@ from fedistill.teacher import freeze, squeeze
 from fedistill.training import device_for, resolve_precision
 
 _REAL = 512  # images of a timed squeeze
+_IMAGES = 50  # synthetic ones of a timed recover
 _VIEWS = 5
 _STUDENT_EPOCHS = 3
 _WITHOUT_A_SET = {"ensemble", "weight_average", "fedavg", "full_data"}
@@ -82,7 +83,8 @@ def rates(config: Config, spec: DataSpec) -> Rates:
 
     teachers = [freeze(build(model, spec, 0, "estimate").to(device)) for model in models]
     task = Task(
-        counts=[1] * spec.num_classes,
+        # Few images would fill their batches badly, and cost more each.
+        counts=[max(1, _IMAGES // spec.num_classes)] * spec.num_classes,
         shard=real,
         teachers=teachers,
         models=models,
