@@ -297,13 +297,12 @@ class FederationConfig:
     """What the federation may use, how long it waits, and who makes how many images.
 
     slots: `even` deals the images of a class evenly to the clients that hold it, `histogram` in
-    proportion to how many real ones of it each holds (`slots.py`); left out, it follows
-    `partition`.
+    proportion to how many real ones of it each holds (`slots.py`).
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     min_clients: int = 1
-    slots: Literal["even", "histogram"] | None = None
+    slots: Literal["even", "histogram"] = "even"
     deadline_s: float = 3600.0
     cpus_per_client: int = 1
     gpus_per_client: float = 0.0

@@ -334,15 +334,13 @@ def _fill_in(config: Config) -> Config:
     fedavg = dataclasses.replace(
         config.fedavg, **_missing(config.fedavg, {"epochs": config.teacher.epochs})
     )
-    shards = protocols.shard_keys(config.partition.name, config.relabel.name)
-    slots = {"slots": shards.pop("slots")}
+    labels = protocols.label_keys(config.partition.name, config.relabel.name)
     return dataclasses.replace(
         config,
         student=student,
-        relabel=dataclasses.replace(config.relabel, **_missing(config.relabel, views | shards)),
+        relabel=dataclasses.replace(config.relabel, **_missing(config.relabel, views | labels)),
         distill=distill,
         fedavg=fedavg,
-        federation=dataclasses.replace(config.federation, **_missing(config.federation, slots)),
     )
 
 

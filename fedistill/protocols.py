@@ -47,11 +47,9 @@ _COMMON = {"ema": 0.0, "ce_weight": 0.0, "zeta": 2.0, "shift": 0, "tiles": 1, "t
 TILE_SHARE = 0.5  # of the views of a mosaic, where a protocol says nothing
 TEMPERATURE = 20.0  # of `loss: kl` where a protocol says nothing: RDED, SRe2L on ImageNet
 
-# How views are labelled, and slots dealt, where clients hold much the same and where they do not.
-# Chosen on held-out images of MNIST (experiments/LOG.md).
-EVEN_SHARDS: Mapping[str, Any] = {"name": "mix", "slots": "even"}
-UNEVEN_SHARDS: Mapping[str, Any] = {"name": "mean", "slots": "histogram"}
-# On top of them, by the way to label; what is not here is `uniform` and not corrected.
+# How views are labelled where clients hold different classes; chosen on held-out images of MNIST
+# (experiments/LOG.md). Ways to label that are not here draw and correct nothing.
+_UNEVEN_NAME = "mean"
 _UNEVEN_LABELS: Mapping[str, Mapping[str, Any]] = {
     "mix": {"teacher_choice": "coverage", "prior_correction": True},
     "mean": {"teacher_choice": "coverage", "prior_correction": False},
@@ -101,18 +99,17 @@ PROTOCOLS: Mapping[str, Mapping[str, Any]] = {
 }  # fmt: skip
 
 
-def shard_keys(partition: str, name: str | None) -> dict[str, Any]:
-    """Return how labels and slots follow what the clients hold.
+def label_keys(partition: str, name: str | None) -> dict[str, Any]:
+    """Return how labels follow what the clients hold.
 
     Args:
-        partition: its name.
+        partition: its name; with `iid` all hold much the same, and labels are mixed as in DB.
         name: of the way to label, if the user gave one.
     """
-    even = partition == "iid"
-    values = dict(EVEN_SHARDS if even else UNEVEN_SHARDS)
-    plain = {"teacher_choice": "uniform", "prior_correction": False}
-    own = {} if even else _UNEVEN_LABELS.get(name or values["name"], {})
-    return {**values, **plain, **own}
+    plain = {"name": "mix", "teacher_choice": "uniform", "prior_correction": False}
+    if partition == "iid":
+        return plain
+    return {**plain, "name": _UNEVEN_NAME, **_UNEVEN_LABELS.get(name or _UNEVEN_NAME, {})}
 
 
 def student_keys(protocol: str) -> dict[str, Any]:

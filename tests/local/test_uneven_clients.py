@@ -31,9 +31,11 @@ def finite(strategy: FedDistill, ipc: int = 3) -> bool:
     return labels is not None and bool(labels.logits.isfinite().all())
 
 
+@pytest.mark.parametrize("slots", ["even", "histogram"])
 @pytest.mark.parametrize("split", SPLITS)
-def test_clients_that_hold_little_fill_the_set(split: str):
-    strategy, _ = start(uneven(split, relabel={"prior_correction": True}))
+def test_clients_that_hold_little_fill_the_set(split: str, slots: str):
+    how = {"relabel": {"prior_correction": True}, "federation": {"slots": slots}}
+    strategy, _ = start(uneven(split, **how))
     assert strategy.failures == {}
     assert_full(strategy.sets[3], 3)
     assert finite(strategy)
@@ -42,7 +44,7 @@ def test_clients_that_hold_little_fill_the_set(split: str):
     for label in range(10):
         whole = sum(counts[label] for counts in held.values())
         for client, made in strategy.plans[3].items():
-            if strategy.config.federation.slots == "histogram":
+            if slots == "histogram":
                 assert abs(made[label] - 3 * held[client][label] / whole) < 1
 
 

@@ -535,15 +535,16 @@ def test_labels_and_slots_follow_what_the_clients_hold(name: str):
     even, uneven = loads(""), loads(f"partition: {{name: {name}}}")
     assert (even.relabel.name, even.federation.slots) == ("mix", "even")
     assert (even.relabel.teacher_choice, even.relabel.prior_correction) == ("uniform", False)
-    assert uneven.relabel.name == "mean"
+    assert (uneven.relabel.name, uneven.federation.slots) == ("mean", "even")
     assert (uneven.relabel.teacher_choice, uneven.relabel.prior_correction) == ("coverage", False)
     mixed = loads(f"partition: {{name: {name}}}\nrelabel: {{name: mix}}")
     assert (mixed.relabel.teacher_choice, mixed.relabel.prior_correction) == ("coverage", True)
     wanted = "{teacher_choice: uniform, prior_correction: true}"
-    given = loads(f"partition: {{name: {name}}}\nrelabel: {wanted}\nfederation: {{slots: even}}")
+    slots = "federation: {slots: histogram}"
+    given = loads(f"partition: {{name: {name}}}\nrelabel: {wanted}\n{slots}")
     assert given.relabel.teacher_choice == "uniform"
     assert given.relabel.prior_correction is True
-    assert given.federation.slots == "even"
+    assert given.federation.slots == "histogram"
     assert loads(dump(given)) == given
 
 
