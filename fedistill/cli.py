@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from fedistill.config import Protocol
-from fedistill.errors import FedistillError, UserError
+from fedistill.errors import FedistillError, RunError, UserError
 
 app = typer.Typer(
     name="fedistill",
@@ -58,6 +58,7 @@ def run(
     folder = output or runner.default_output(resolved)
     result = runner.run(resolved, folder, backend, store)
     tables.print_result(result, folder)
+    _write_page(folder)
 
 
 @app.command()
@@ -97,7 +98,12 @@ def sweep(
         plans, seconds = sweeps.dry_run(grid, folder, store)
         tables.print_plans(plans, seconds)
     else:
-        tables.print_sweep(sweeps.run(grid, folder, backend, store), folder)
+        try:
+            tables.print_sweep(sweeps.run(grid, folder, backend, store), folder)
+        except RunError:  # what is done is worth a look
+            _write_page(folder)
+            raise
+        _write_page(folder)
 
 
 @app.command()
@@ -218,6 +224,16 @@ def bench(
         from fedistill.results import write_json
 
         write_json(json_file, measured)
+
+
+def _write_page(folder: Path) -> None:
+    """Write the page of what has been done; a page is not worth a run."""
+    from fedistill import report as pages
+
+    try:
+        typer.echo(f"page:    {pages.write(folder)}")
+    except FedistillError as error:
+        typer.echo(f"fedistill: the page was not written: {error}", err=True)
 
 
 def main() -> None:

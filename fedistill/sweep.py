@@ -106,11 +106,12 @@ def run(grid: Grid, output: Path, backend: str, store: Path | None = None) -> di
                 tracking.close_if_open(folder, status, send=grid.base.tracking.enabled)
             _add_seconds(output, time.monotonic() - started)
     state = comparison.read(output)
-    failed = [it for it in state["runs"] if it["status"] != "done"]
+    wanted = {federation.folder for federation in grid.federations}
+    failed = [it for it in state["runs"] if it["status"] != "done" and it["folder"] in wanted]
     if failed:
         reasons = "".join(f"\n  - {it['folder']}: {it['message']}" for it in failed)
         raise RunError(
-            f"{len(failed)} of {len(state['runs'])} federations failed; the others are in "
+            f"{len(failed)} of {len(wanted)} federations failed; the others are in "
             f"{output}, and the same command tries these again:{reasons}"
         )
     return state
@@ -291,11 +292,13 @@ def _order(value: Any) -> tuple[bool, Any]:
 
 def _run_all(grid: Grid, output: Path, backend: str) -> None:
     """Start Flower, and start it again if a process of the simulation died."""
-    most = max(federation.config.partition.clients for federation in grid.federations)
-    widest = replace(grid.base, partition=replace(grid.base.partition, clients=most))
     dataset = data.load(grid.base.data, grid.base.seed).spec.name
     run_config = {**runner.surroundings(grid.base, output), "sweep": "true", "dataset": dataset}
     while left := _left(output):
+        # Also those of an earlier command, which this one does not name.
+        runs = comparison.read(output)["runs"]
+        most = max(run["clients"] for run in runs if run["folder"] in left)
+        widest = replace(grid.base, partition=replace(grid.base.partition, clients=most))
         reason = ""
         try:
             outcome = runner.execute(widest, output, run_config, backend, lambda: None)

@@ -111,7 +111,6 @@ def print_sweep(state: Mapping[str, Any], folder: Path) -> None:
     took = display.format_seconds(state["seconds"])
     console.print(f"{len(done)} of {len(state['runs'])} federations are done, in {took}")
     console.print(f"results: {folder}", highlight=False, soft_wrap=True)
-    console.print(f"page:    fedistill report {folder}", highlight=False, soft_wrap=True)
     stored = tracking.stored_run(folder)
     if stored is not None:
         page = mlflow_views.lines_page(state["sweep_id"], stored.experiment_id)
