@@ -180,3 +180,19 @@ def test_a_run_refuses_a_config_with_axes(tmp_path: Path, make: Callable[..., gr
     with pytest.raises(ConfigError, match="use `fedistill sweep`"):
         runner.run(config, tmp_path / "out", "local")
     assert json.loads(json.dumps(config_file.to_dict(config)))["sweep"]["clients"] == [1, 2]
+
+
+def test_what_an_earlier_command_left_is_done_with_as_many_nodes_as_it_needs(
+    tmp_path: Path, make: Callable[..., grid.Grid], monkeypatch: pytest.MonkeyPatch
+):
+    first = make(SweepConfig(clients=(3,), ipc=(1,)))
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server_app, "_tracked", stop)
+        with pytest.raises(KeyboardInterrupt):
+            sweep.run(first, tmp_path / "sweep", "local")
+    state = sweep.run(make(SweepConfig(clients=(1,), ipc=(1,))), tmp_path / "sweep", "local")
+    assert {run["clients"]: run["status"] for run in state["runs"]} == {3: "done", 1: "done"}

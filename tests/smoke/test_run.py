@@ -39,6 +39,7 @@ def run(folder: Path, output: str, *options: str) -> dict[str, Any]:
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "distilled set" in done.stdout
+    assert (folder / output / "report.html").is_file()
     result: dict[str, Any] = json.loads((folder / output / "result.json").read_text())
     return result
 

@@ -63,6 +63,7 @@ def test_a_killed_sweep_goes_on_and_ends_with_the_numbers_of_one_that_was_not(tm
     assert again.returncode == 0, told[-3000:]
     assert "2 of 2 federations are done" in told
     assert first.read_text() == before
+    assert "accuracy over" in (tmp_path / "swept" / "report.html").read_text().lower()
     local = sweep.run(
         grid.load(tmp_path / "config.yaml", ["tracking.enabled=false"]), tmp_path / "local", "local"
     )
