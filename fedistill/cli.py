@@ -50,13 +50,20 @@ def run(
     ] = None,
     backend: Backend = "flower",
     store: StoreFolder = None,
+    superlink: Annotated[
+        str | None,
+        typer.Option(help="Run on real devices: a SuperLink that Flower's config.toml names."),
+    ] = None,
 ) -> None:
     """Run one experiment: clients distil, the server integrates, relabels, evaluates, tracks."""
     from fedistill import config_file, runner, tables
 
     resolved = config_file.load(config, overrides or [])
     folder = output or runner.default_output(resolved)
-    result = runner.run(resolved, folder, backend, store)
+    if superlink is None:
+        result = runner.run(resolved, folder, backend, store)
+    else:
+        result = runner.deploy(resolved, folder, superlink)
     tables.print_result(result, folder)
     _write_page(folder)
 

@@ -296,6 +296,8 @@ class StudentConfig:
 class FederationConfig:
     """What the federation may use, how long it waits, and who makes how many images.
 
+    A run waits `wait_s` for its nodes, and `deadline_s` for the answers of each stage. A deployment
+    then begins with those that have come, if they are `min_clients`.
     slots: `even` deals the images of a class evenly to the clients that hold it, `histogram` in
     proportion to how many real ones of it each holds (`slots.py`).
     """
@@ -303,6 +305,7 @@ class FederationConfig:
     __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     min_clients: int = 1
     slots: Literal["even", "histogram"] = "even"
+    wait_s: float = 120.0
     deadline_s: float = 3600.0
     cpus_per_client: int = 1
     gpus_per_client: float = 0.0
@@ -311,7 +314,7 @@ class FederationConfig:
         check(
             at_least(self, 0, "gpus_per_client"),
             at_least(self, 1, "min_clients", "cpus_per_client"),
-            above_zero(self, "deadline_s"),
+            above_zero(self, "wait_s", "deadline_s"),
         )
 
 

@@ -159,21 +159,23 @@ class Evaluator:
         key = {"data": data, "model": asdict(model), "recipe": asdict(recipe)}
         return self._trained(make, model, number, key, report)
 
-    def weight_average(self, shards: Sequence[Tensor], teachers: Mapping[int, nn.Module]) -> Score:
+    def weight_average(
+        self, samples: Mapping[int, int], teachers: Mapping[int, nn.Module]
+    ) -> Score:
         """Test the average of the teachers' weights, each weighted by its client's samples.
 
         Args:
-            shards: indices of each partition id's samples.
+            samples: how many each partition id has.
             teachers: of the clients that took part, by partition id, all of one network.
         """
         members = [
-            (member, len(shards[client]))
+            (member, samples[client])
             for client, net in teachers.items()
             for member in (net.members if isinstance(net, Committee) else [net])
         ]
-        states, samples = [net.state_dict() for net, _ in members], [n for _, n in members]
+        states, weights = [net.state_dict() for net, _ in members], [n for _, n in members]
         model = build(self.config.teacher_models[0], self.spec, self.config.seed, "restore")
-        load_weights(model, baselines.weight_average(states, samples))
+        load_weights(model, baselines.weight_average(states, weights))
         return Score([accuracy(model.to(self.device), self.test, self.spec, self.dtype)], [])
 
     def _trained(
@@ -264,6 +266,7 @@ def score_all(
     sets: Mapping[int, SyntheticSet],
     train: ImageSet,
     shards: Sequence[Tensor],
+    samples: Mapping[int, int],
     teachers: Mapping[int, nn.Module | None],
     answers: Sequence[Tensor],
     refine: Refine,
@@ -280,6 +283,7 @@ def score_all(
         sets: by IPC, with soft labels.
         train: the training split.
         shards: indices into it of each partition id.
+        samples: how many images each client has.
         teachers: of the clients that took part, by partition id, each as one network; None: it
             has stayed at home.
         answers: of these teachers to the test split, for the baseline `ensemble`.
@@ -298,7 +302,7 @@ def score_all(
         once["ensemble"] = baselines.ensemble(answers, evaluator.test.labels)
     if "weight_average" in wanted:
         here = {client: net for client, net in teachers.items() if net is not None}
-        once["weight_average"] = evaluator.weight_average(shards, here)
+        once["weight_average"] = evaluator.weight_average(samples, here)
     for ipc, synthetic in sets.items():
         rows: dict[tuple[str, str], Row] = {}
         if "full_data" in wanted - once.keys():

@@ -42,13 +42,22 @@ def parse_run_id(line: str) -> str:
 
 def parse_outcome(answer: str, run_id: str) -> Outcome | None:
     """Read the JSON of `flwr list`; None while the run has not finished."""
+    run = _run(answer, run_id)
+    state, _, status = str(run.get("status", "")).partition(":")
+    if state != "finished":
+        return None
+    details = str(run.get("status-details") or "")
+    return Outcome(status, "" if details == "N/A" else details, run_id)
+
+
+def parse_status(answer: str, run_id: str) -> str:
+    """Read the JSON of `flwr list`: for example "running"; nothing if the run is not in it."""
+    return str(_run(answer, run_id).get("status", ""))
+
+
+def _run(answer: str, run_id: str) -> dict[str, Any]:
     try:
         runs: list[dict[str, Any]] = json.loads(answer).get("runs", [])
     except (json.JSONDecodeError, AttributeError):
-        return None
-    for run in runs:
-        state, _, status = str(run.get("status", "")).partition(":")
-        if str(run.get("run-id")) == run_id and state == "finished":
-            details = str(run.get("status-details") or "")
-            return Outcome(status, "" if details == "N/A" else details, run_id)
-    return None
+        return {}
+    return next((run for run in runs if str(run.get("run-id")) == run_id), {})

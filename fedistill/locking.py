@@ -17,14 +17,14 @@ _LOCK, _OWNER = ".sweep.lock", ".sweep-owner.json"
 
 @contextlib.contextmanager
 def exclusive(folder: Path, what: str) -> Iterator[None]:
-    """Hold a folder for one sweep; it is free again when its process dies.
+    """Hold a folder for one process; it is free again when that dies.
 
     Args:
         folder: is there already.
         what: for the message, for example "the artefact store".
 
     Raises:
-        OutputError: another sweep holds it; the message says which process.
+        OutputError: another process holds it; the message says which process.
     """
     import filelock
 
@@ -33,7 +33,7 @@ def exclusive(folder: Path, what: str) -> Iterator[None]:
         lock.acquire()
     except filelock.Timeout:
         raise OutputError(
-            f"{what} {folder} is in use by another sweep ({_owner(folder)}); wait for it to end, "
+            f"{what} {folder} is in use by another process ({_owner(folder)}); wait for it to end, "
             "stop it, or choose another folder; nothing was changed"
         ) from None
     except OSError as error:

@@ -211,6 +211,24 @@ def locked(path: Path, timeout_s: float) -> Iterator[None]:
         ) from None
 
 
+def fetch(uri: str, tags: Mapping[str, str], folder: Path) -> bool:
+    """Copy the artefacts of the newest top-level run that carries some tags into a folder.
+
+    Returns:
+        Whether there is such a run.
+    """
+    mlflow = _import_mlflow()
+    client = mlflow.MlflowClient(uri)
+    wanted = {**tags, _RUN_TAG: MAIN_RUN}
+    filters = " and ".join(f"tags.`{name}` = '{value}'" for name, value in wanted.items())
+    experiments = [found.experiment_id for found in client.search_experiments()]
+    runs = client.search_runs(experiments, filters, max_results=1)
+    for run in runs:
+        for item in client.list_artifacts(run.info.run_id):
+            client.download_artifacts(run.info.run_id, item.path, str(folder))
+    return bool(runs)
+
+
 def _import_mlflow() -> Any:
     """Import mlflow without its telemetry, its messages and its patience."""
     for name, value in _ENVIRONMENT.items():

@@ -15,7 +15,7 @@ remains is a line or two.
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -238,10 +238,15 @@ _SCHEMES: dict[str, Callable[[Ints, PartitionConfig, np.random.Generator], list[
 
 def figure(partition: Partition, labels: Tensor, spec: DataSpec) -> "Figure":
     """Draw who holds what: images by client and class, and how many each client has."""
+    return draw(partition.histograms(labels, spec.num_classes), spec, _title(partition, spec))
+
+
+def draw(histograms: Sequence[Sequence[int]], spec: DataSpec, title: str) -> "Figure":
+    """Draw who holds what, from the images of each client [N] and class [C]."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    counts = np.array(partition.histograms(labels, spec.num_classes))
+    counts = np.array(histograms)
     clients, classes = counts.shape
     width = float(np.clip(2.6 + 0.52 * classes, 6.5, 14))
     height = float(np.clip(1.7 + 0.34 * clients, 2.8, 11))
@@ -251,7 +256,7 @@ def figure(partition: Partition, labels: Tensor, spec: DataSpec) -> "Figure":
     _name_ticks(held, spec.class_names, clients)
     held.set(xlabel="class", ylabel="client", ylim=(clients - 0.5, -0.5))
     held.spines[:].set_visible(False)
-    held.set_title(_title(partition, spec), loc="left", fontsize=11, fontweight="bold")
+    held.set_title(title, loc="left", fontsize=11, fontweight="bold")
 
     sizes.barh(range(clients), counts.sum(1), color="#4a7fb5", height=0.7)
     sizes.spines[["top", "right", "left"]].set_visible(False)

@@ -97,8 +97,9 @@ def run(config: Config) -> dict[int, Outcome]:
         store=Store.from_environment(),
     )
     answers = evaluator.answers(list(teachers.values()))
+    samples = {client: len(index) for client, index in enumerate(parts.indices)}
     scores = evaluation.score_all(
-        evaluator, sets, loaded.train, parts.indices, teachers, answers, refine
+        evaluator, sets, loaded.train, parts.indices, samples, teachers, answers, refine
     )
     return {ipc: Outcome(sets[ipc], found) for ipc, found in scores}
 

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import TypeVar
 
 ENV = "FEDISTILL_PROGRESS"
+MARK = "progress: "  # begins an event in a log that stands in for the file (`lines`)
 WRITE_EVERY_S = 0.2
+LOG_EVERY_S = 5.0
 # Characters; JSON makes at most 12 bytes of one, and a line must stay below 4096 bytes.
 MAX_NAME = 40
 MAX_NOTE = 200
@@ -60,6 +62,30 @@ class Event:
             )
         except (ValueError, TypeError):
             return None
+
+
+def to_log(write: Callable[[str], None]) -> Callable[[Event], None]:
+    """Make an `on_event` that writes events to a log, few of them: where no file is shared.
+
+    Args:
+        write: takes one line.
+    """
+    last = dict[str, tuple[str, float]]()
+
+    def on_event(event: Event) -> None:
+        stage, at = last.get(event.who, ("", 0.0))
+        if event.stage != stage or event.finished or event.at - at >= LOG_EVERY_S:
+            last[event.who] = event.stage, event.at
+            write(MARK + event.to_line().decode().strip())
+
+    return on_event
+
+
+def from_log(line: str) -> bytes | None:
+    """Return the line of a progress file that a line of a log holds, if it does."""
+    _, found, text = line.partition(MARK)
+    event = Event.from_line(text.encode()) if found else None
+    return None if event is None else event.to_line()
 
 
 class Progress:

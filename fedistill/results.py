@@ -15,11 +15,12 @@ import torch
 
 from fedistill import __version__
 from fedistill.cores import usable_cores
-from fedistill.errors import OutputError, UserError
+from fedistill.errors import OutputError, RunError, UserError
 
 RESULT = "result.json"
 FAILURE = "failure.json"
 CONFIG = "config.yaml"
+_FAILURE_MARK = "the run failed: "
 
 
 def check_free(folder: Path) -> None:
@@ -86,14 +87,30 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_failure(folder: Path, error: BaseException) -> None:
     """Leave word of why a run failed, for the command that started it in another process."""
-    write_json(
-        folder / FAILURE,
-        {
-            "error": type(error).__name__,
-            "user_error": isinstance(error, UserError),
-            "message": str(error),
-        },
-    )
+    write_json(folder / FAILURE, _failure(error))
+
+
+def failure_line(error: BaseException) -> str:
+    """Say the same in one line of a log, for a command on another machine."""
+    return _FAILURE_MARK + json.dumps(_failure(error))
+
+
+def failure_from_log(line: str) -> dict[str, Any] | None:
+    """Read what `failure_line` wrote, if the line is one."""
+    _, found, text = line.partition(_FAILURE_MARK)
+    try:
+        tree = json.loads(text) if found else None
+    except ValueError:
+        return None
+    return tree if isinstance(tree, dict) and tree.keys() == _failure(RunError()).keys() else None
+
+
+def _failure(error: BaseException) -> dict[str, Any]:
+    return {
+        "error": type(error).__name__,
+        "user_error": isinstance(error, UserError),
+        "message": str(error),
+    }
 
 
 def read_failure(folder: Path) -> dict[str, Any] | None:

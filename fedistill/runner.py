@@ -11,7 +11,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,9 +21,11 @@ import torch
 from fedistill import (
     config_file,
     data,
+    deployment,
     mlflow_schema,
     partition,
     planning,
+    progress,
     results,
     sources,
     tracking,
@@ -38,6 +40,7 @@ from fedistill.store import Store
 
 _PROGRESS = "FEDISTILL_PROGRESS"
 _LOG = "log.txt"
+PROGRESS = "progress.jsonl"
 _SHOWN = ("WARNING", "ERROR", "CRITICAL")
 _LEVEL = re.compile(r"(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL)\s*:\s*(?P<text>.*)")
 _NOISE = ("Since flwr",)  # what Flower says about its own defaults
@@ -122,6 +125,44 @@ def run(config: Config, output: Path, backend: str, store: Path | None = None) -
     return result
 
 
+def deploy(config: Config, output: Path, superlink: str) -> dict[str, Any]:
+    """Run one experiment on the devices of a deployment and return its result.json.
+
+    Args:
+        config: of the experiment.
+        output: a new or empty folder, or that of a run which was cut: it goes on.
+        superlink: its name in the config.toml of FLWR_HOME.
+
+    Raises:
+        UserError: something the user can mend; nothing was overwritten.
+        RunError: the run failed, or its results cannot be reached from here.
+    """
+    output = output.absolute()
+    with ExitStack() as shown:
+        log: list[_Log] = []
+
+        def claimed() -> None:
+            (output / results.FAILURE).unlink(missing_ok=True)
+            display = shown.enter_context(_display(output, clients=0))
+            log.append(shown.enter_context(_Log(output, display)))
+
+        def on_line(line: str) -> None:
+            event, failure = progress.from_log(line), results.failure_from_log(line)
+            if event is not None:
+                with (output / PROGRESS).open("ab") as file:
+                    file.write(event)
+            elif failure is not None:
+                results.write_json(output / results.FAILURE, failure)
+            else:
+                log[0].line(line)
+
+        outcome = deployment.run(config, output, superlink, on_line, claimed)
+    raise_failure(output)
+    if outcome.status != "completed":
+        raise RunError(_end(outcome, output))
+    return results.read_json(output / results.RESULT)
+
+
 def surroundings(config: Config, output: Path) -> dict[str, str]:
     """Return what the ServerApp is told beside the experiment itself."""
     return {
@@ -184,7 +225,7 @@ def _run_flower(
     federation_config(*resources)  # refuses what this machine cannot give, before anything starts
     with tempfile.TemporaryDirectory(prefix="fedistill-") as scratch:
         # The SuperLink takes seconds to start: let it, while the config is being checked.
-        environment = {_PROGRESS: str(output / "progress.jsonl")}
+        environment = {_PROGRESS: str(output / PROGRESS)}
         with Simulation(Path(scratch), environment) as simulation:
             prepare()
             with (
@@ -272,7 +313,7 @@ def raise_failure(output: Path) -> None:
 @contextmanager
 def _display(output: Path, clients: int) -> Iterator[ProgressDisplay]:
     """Show the progress that the processes of the run write to a file."""
-    path = output / "progress.jsonl"
+    path = output / PROGRESS
     with _variable(_PROGRESS, path), ProgressDisplay(path, clients=clients) as display:
         yield display
 

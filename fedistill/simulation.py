@@ -1,7 +1,7 @@
 """Start a Flower simulation of this app from Python, and tell how it ended.
 
-Flower is used through its commands only: they are its stable interface, and Ray, CUDA and
-thread settings of a run cannot leak into our process. What Flower and Ray would share with the
+Flower is used through its commands only (`flower_commands.py`), so that Ray, CUDA and thread
+settings of a run cannot leak into our process. What Flower and Ray would share with the
 rest of the machine is kept apart: own `FLWR_HOME`, own port, own Ray cluster in its own short
 temporary folder, an empty working folder (Ray puts it first on `sys.path` of the clients), and
 a staged copy of the app (Flower may rewrite the pyproject.toml of what it runs).
@@ -13,25 +13,24 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import tomli_w
 
 from fedistill.cores import usable_cores
 from fedistill.errors import ConfigError, RunError
-from fedistill.flower_output import Outcome, clean_line, log_end, parse_outcome, parse_run_id
+from fedistill.flower_commands import FlowerCommands, command
+from fedistill.flower_output import Outcome, log_end
 from fedistill.processes import environment, terminate, watcher
 
 __all__ = ["Outcome", "Simulation", "logical_cpus", "stage_app"]
 
 START_TIMEOUT_S = 60.0
-CLI_TIMEOUT_S = 30.0
 SUPERLINK = "simulation"  # the name of our SuperLink in our own FLWR_HOME
 
 
@@ -114,27 +113,28 @@ class Simulation:
         config.write_text(tomli_w.dumps(dict(run_config)), encoding="utf-8")
         app = app or stage_app(self.work)
         self._wait_until_healthy()
-        options = ["--stream", "--run-config", str(config), "--federation-config", resources]
-        run_id = self._stream([str(app), SUPERLINK, *options], on_line)
-        return self._outcome(run_id)
+        options = ["--run-config", str(config), "--federation-config", resources]
+        commands = FlowerCommands(SUPERLINK, self._cwd, self._env, self._check_superlink)
+        return commands.submit(app, options, on_line)
 
     def _start_superlink(self) -> subprocess.Popen[bytes]:
-        command = [_command("flower-superlink"), "--insecure", "--simulation"]
-        command += ["--host", "127.0.0.1", "--port", str(self._port)]
-        command += ["--disable-runtime-dependency-installation"]
+        arguments = [command("flower-superlink"), "--insecure", "--simulation"]
+        arguments += ["--host", "127.0.0.1", "--port", str(self._port)]
+        arguments += ["--disable-runtime-dependency-installation"]
         with self.log.open("wb") as log:
             return subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, **self._surroundings()
+                arguments,
+                cwd=self._cwd,
+                env=self._env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is ours to handle
             )
 
-    def _surroundings(self) -> dict[str, Any]:
-        """Where every child runs; its own session, because Ctrl-C is ours to handle."""
-        return {
-            "cwd": self.work / "cwd",
-            "env": self._env,
-            "stdin": subprocess.DEVNULL,
-            "start_new_session": True,
-        }
+    @property
+    def _cwd(self) -> Path:
+        return self.work / "cwd"
 
     def _wait_until_healthy(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -155,65 +155,6 @@ class Simulation:
                 f"Flower's SuperLink ended with exit code {self._superlink.returncode}. "
                 f"The end of {self.log}:\n{log_end(self.log)}"
             )
-
-    def _stream(self, arguments: list[str], on_line: Callable[[str], None]) -> str:
-        """Submit a run, pass its log on until it ends, and return its id."""
-        run_id = ""
-        lines: list[str] = []
-        with subprocess.Popen(
-            [_command("flwr"), "run", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            errors="replace",
-            **self._surroundings(),
-        ) as process:
-            try:
-                for raw in process.stdout or ():
-                    line = clean_line(raw)
-                    lines = [*lines[-19:], line]
-                    run_id = run_id or parse_run_id(line)
-                    on_line(line)
-            except BaseException:
-                process.kill()
-                if run_id:
-                    self._flwr("stop", run_id, SUPERLINK)
-                raise
-        if not run_id:
-            self._check_superlink()
-            raise RunError("Flower refused the run:\n" + "\n".join(lines))
-        return run_id
-
-    def _outcome(self, run_id: str) -> Outcome:
-        """Ask how a run ended: `flwr run` exits with 0 also when the run failed."""
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while True:
-            self._check_superlink()
-            answer = self._flwr("list", SUPERLINK, "--run-id", run_id, "--format", "json")
-            outcome = parse_outcome(answer, run_id)
-            if outcome is not None:
-                return outcome
-            if run_id in answer:  # only the log has ended, the run goes on
-                deadline = time.monotonic() + START_TIMEOUT_S
-            elif time.monotonic() > deadline:
-                raise RunError(f"Flower does not tell how run {run_id} ended; it says: {answer}")
-            time.sleep(0.5)
-
-    def _flwr(self, *arguments: str) -> str:
-        """Run a short `flwr` command and return what it prints; nothing when it hangs."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            answer: str = subprocess.run(
-                [_command("flwr"), *arguments],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                encoding="utf-8",
-                errors="replace",
-                timeout=CLI_TIMEOUT_S,
-                check=False,
-                **self._surroundings(),
-            ).stdout
-            return answer
-        return ""
 
 
 def stage_app(work: Path) -> Path:
@@ -271,13 +212,6 @@ def _write_home(work: Path, port: int) -> None:
     connection = {"address": f"127.0.0.1:{port}", "insecure": True}
     text = tomli_w.dumps({"superlink": {"default": SUPERLINK, SUPERLINK: connection}})
     (work / "home" / "config.toml").write_text(text, encoding="utf-8")
-
-
-def _command(name: str) -> str:
-    path = Path(sys.executable).parent / name
-    if not path.is_file():
-        raise RunError(f"{path} is missing; install flwr[simulation] into this environment")
-    return str(path)
 
 
 def _free_port() -> int:

@@ -14,12 +14,13 @@ import os
 import shlex
 import textwrap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from fedistill import mlflow_store
 from fedistill.errors import UserError
 from fedistill.journal import (
     JOURNAL,
@@ -162,6 +163,15 @@ def deliver(
             f"is up and `tracking.uri` is right, then run the command again: it continues where "
             f"it stopped"
         ) from error
+
+
+def fetch(uri: str, tags: Mapping[str, str], folder: Path) -> bool:
+    """Copy what MLflow keeps of the newest run with some tags into a folder.
+
+    Returns:
+        Whether there is such a run.
+    """
+    return mlflow_store.fetch(uri, tags, folder)
 
 
 def close_if_open(

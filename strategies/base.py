@@ -28,7 +28,9 @@ from fedistill.sets import SyntheticSet
 from fedistill.shares import Curve, Share, integrate
 from fedistill.slots import Plan
 from fedistill.worker import restore_teachers
+from strategies import roll_call
 from strategies.exchange import Exchange
+from strategies.kept import KeptReplies
 from strategies.labelling import LabellersAtHome
 
 Report = Callable[[str, int, int, str], None]
@@ -44,6 +46,7 @@ class FedDistill(Strategy):
         device: where the server works.
         dtype: of its convolutions.
         report: called with stage, steps done, steps in all, and a note.
+        kept: of a deployment: where replies are kept; None in a simulation.
 
     After `start`: `sets` holds the refined set of each IPC, `plans` who made what, `shares` and
     `teachers` what each client delivered, `at_home` who labels where teachers stay with the clients
@@ -59,6 +62,7 @@ class FedDistill(Strategy):
         device: torch.device,
         dtype: torch.dtype,
         report: Report = lambda stage, done, total, note: None,
+        kept: KeptReplies | None = None,
     ) -> None:
         self.config = config
         self.spec = spec
@@ -72,9 +76,8 @@ class FedDistill(Strategy):
         self.teachers: dict[int, nn.Module] = {}
         self.seconds: dict[str, float] = {}
         self.curves: dict[str, Curve] = {}
-        self.exchange = Exchange(config)
+        self.exchange = Exchange(config, kept)
         self.at_home: LabellersAtHome | None = None
-        self._requests: dict[int, wire.DistillRequest] = {}
 
     @property
     def histograms(self) -> dict[int, list[int]]:
@@ -140,17 +143,12 @@ class FedDistill(Strategy):
             PartitionError: nobody holds a class.
         """
         result = Result()
-        self.exchange.wait_for_nodes(grid)
-        self._describe(grid)
+        self.descriptions = roll_call.call(self.exchange, grid, self.spec, self.report)
         self._plan()
         server_round = 0
         while self._missing():
             server_round += 1
-            messages = list(self.configure_train(server_round, ArrayRecord(), ConfigRecord(), grid))
-            replies = self.exchange.send(grid, messages)
-            _, metrics = self.aggregate_train(server_round, replies)
-            if metrics is not None:
-                result.train_metrics_clientapp[server_round] = metrics
+            result.train_metrics_clientapp[server_round] = self._distill(grid, server_round)
             self._deal_again()
         self.teachers = dict(sorted(self.teachers.items()))
         if self.config.relabel.at == "clients":
@@ -181,15 +179,13 @@ class FedDistill(Strategy):
                 result.evaluate_metrics_serverapp[server_round] = scores
         return result
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Ask each client for the images that it still owes.
+    def _distill(self, grid: Grid, server_round: int) -> MetricRecord:
+        """Ask each client for the images that it still owes, and keep the shares that arrive.
 
         A client asked again gets its teacher back with the request: its process may have kept
-        nothing.
+        nothing. One whose reply is not a share has failed.
         """
-        self._requests = {
+        requests = {
             client: wire.DistillRequest(
                 config=self.config,
                 spec=self.spec,
@@ -201,21 +197,16 @@ class FedDistill(Strategy):
             )
             for client, counts in self._missing().items()
         }
-        log(INFO, "distill: round %s asks %s clients", server_round, len(self._requests))
-        contents = {n: wire.encode_distill_request(it) for n, it in self._requests.items()}
-        return self.exchange.messages(wire.DISTILL, contents)
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Keep the shares that arrived; a client whose reply is not a share has failed."""
-        received = 0
+        log(INFO, "distill: round %s asks %s clients", server_round, len(requests))
+        contents = {n: wire.encode_distill_request(it) for n, it in requests.items()}
+        self.report("collect", 0, len(requests), "")
+        received = done = 0
         warnings: dict[str, list[int]] = {}
-        # Who is silent now has failed, even with a share from an earlier round: it would be asked
-        # for ever.
-        for client, content in self.exchange.good(replies, self._requests).items():
+        for client, content in self.exchange.ask(grid, wire.DISTILL, contents):
+            done += 1
+            self.report("collect", done, len(requests), f"{self.exchange.called(client)} answered")
             try:
-                share = wire.decode_share(content, self._requests[client])
+                share = wire.decode_share(content, requests[client])
                 self._keep_teachers(share)
             except (WireError, RuntimeError) as error:
                 self.exchange.fail(client, f"its reply was refused: {error}")
@@ -225,13 +216,16 @@ class FedDistill(Strategy):
             received += len(share.images)
             for text in share.warnings:
                 warnings.setdefault(text, []).append(client)
-        for text, clients in warnings.items():
-            log(WARNING, "client %s: %s", ", ".join(map(str, clients)), text)
+        for text, clients in sorted(warnings.items()):
+            log(WARNING, "client %s: %s", ", ".join(map(str, sorted(clients))), text)
+        # Who was silent now has failed, even with a share from an earlier round: it would be asked
+        # for ever.
         for client in self.failures:
             self.shares.pop(client, None)
             self.teachers.pop(client, None)
+        self.shares = dict(sorted(self.shares.items()))
         log(INFO, "distill: received %s images, %s clients failed", received, len(self.failures))
-        return None, MetricRecord({"images": received, "failures": len(self.failures)})
+        return MetricRecord({"images": received, "failures": len(self.failures)})
 
     def _keep_teachers(self, share: Share) -> None:
         """Rebuild a client's teachers, unless they have stayed at home."""
@@ -239,6 +233,18 @@ class FedDistill(Strategy):
             client = share.partition_id
             teacher = restore_teachers(self.config, self.spec, client, share.teachers)
             self.teachers[client] = teacher.to(self.device)
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return nothing: `start` asks, and takes each reply as it comes."""
+        return []
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Return nothing: see `configure_train`."""
+        return None, None
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -269,23 +275,6 @@ class FedDistill(Strategy):
             )
         relabel = self.config.relabel
         log(INFO, "\t└──> relabel: %s at %s, %s views", relabel.name, relabel.at, relabel.views)
-
-    def _describe(self, grid: Grid) -> None:
-        nodes = self.exchange.nodes
-        contents = {n: wire.encode_describe_request(self.config, self.spec, n) for n in nodes}
-        messages = self.exchange.messages(wire.DESCRIBE, contents)
-        replies = self.exchange.send(grid, messages)
-        for client, content in self.exchange.good(replies, nodes).items():
-            try:
-                found = wire.decode_description(content, self.spec.num_classes)
-            except WireError as error:
-                self.exchange.fail(client, f"its description was refused: {error}")
-                continue
-            if found.partition_id != client:
-                self.exchange.fail(client, f"it described partition {found.partition_id}")
-                continue
-            self.descriptions[client] = found
-        self.exchange.require_clients()
 
     def _plan(self) -> None:
         try:

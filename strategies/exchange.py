@@ -3,24 +3,28 @@
 Node ids are random and replies come in any order, so nothing beyond this file uses either.
 """
 
+import math
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from logging import WARNING
 
-from flwr.app import Message, RecordDict
+from flwr.app import Error, Message, RecordDict
 from flwr.common import log
 from flwr.serverapp import Grid
 
 from fedistill import wire
 from fedistill.config import Config
 from fedistill.errors import ClientsFailed, WorkerDied
+from strategies.kept import KeptReplies
 
-_NODE_POLL_S = 0.2
-_NODE_WAIT_S = 120.0  # a simulation registers its nodes after the ServerApp has started
+_REPLY_POLL_S = 0.2
 _GRACE_S = 30.0  # after the time to live, for the explicit "expired" reply to arrive
 _UNKNOWN_ERROR = 0  # Flower's code for a dead simulation worker, which then swallows messages
+# Flower's codes (flwr.common.constant.ErrorCode) whose own words do not help an operator.
+_EXPIRED = (3, 4)
+_GONE, _CRASHED = 5, 8
 
 
 @dataclass
@@ -34,6 +38,13 @@ class Traffic:
         """Add the size of one message to `up` or `down`."""
         stages = way.setdefault(client, {})
         stages[stage] = stages.get(stage, 0) + size
+
+    def rename(self, names: Mapping[int, int]) -> None:
+        """Let clients go by other numbers; those without one are forgotten."""
+        for way in (self.up, self.down):
+            renamed = {names[client]: stages for client, stages in way.items() if client in names}
+            way.clear()
+            way.update(renamed)
 
     def sums(self, *stages: str) -> dict[str, int]:
         """Return the bytes up and down over all clients, of some message types, or of all."""
@@ -51,109 +62,167 @@ class Traffic:
 class Exchange:
     """The clients of one run.
 
+    Args:
+        config: of the experiment.
+        kept: where good replies are kept, so that nobody is asked twice; None: nowhere.
+
     Attributes:
         nodes: node id of each partition id.
+        names: what the clients of a deployment call themselves, by partition id.
         failures: why a client is left out, by partition id.
         traffic: bytes of making the sets.
         beside: bytes that the evaluation costs: labels of other sets than those that are made.
+        locate: fills in `nodes` when a server that was started again has to ask after all.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, kept: KeptReplies | None = None) -> None:
         self.config = config
+        self.kept = kept
         self.nodes: dict[int, int] = {}
-        self.failures: dict[int, str] = {}
+        self.names: dict[int, str] = {}
+        self.failures: dict[int, str] = dict(kept.failures) if kept else {}
         self.traffic = Traffic()
         self.beside = Traffic()
         self.evaluating = False
-        self._asked: dict[str, int] = {}
+        self.locate: Callable[[], None] | None = None
 
-    def wait_for_nodes(self, grid: Grid) -> None:
-        """Wait until enough nodes are there, and give each a partition id.
+    def enroll(self, nodes: Mapping[int, int], names: Mapping[int, str]) -> None:
+        """Give nodes, which have gone by their ids, the partition ids that they go by now."""
+        self.nodes, self.names = dict(nodes), dict(names)
+        self.traffic.rename({node: client for client, node in nodes.items()})
 
-        Raises:
-            ClientsFailed: they are not there in time.
-        """
-        wanted = self.config.partition.clients
-        deadline = time.monotonic() + _NODE_WAIT_S
-        while len(found := sorted(grid.get_node_ids())) < wanted:
-            if time.monotonic() > deadline:
-                raise ClientsFailed(
-                    f"{len(found)} of {wanted} nodes came within {_NODE_WAIT_S:g} s; start the "
-                    "missing SuperNodes, or lower partition.clients"
-                )
-            time.sleep(_NODE_POLL_S)
-        self.nodes = dict(enumerate(found[:wanted]))
+    def called(self, client: int) -> str:
+        """Return how a client is called in messages to the user."""
+        name = self.names.get(client)
+        return f"client {client} ({name})" if name else f"client {client}"
 
-    def messages(self, message_type: str, contents: Mapping[int, RecordDict]) -> list[Message]:
-        """Make a message for each client, and count its bytes."""
-        made = []
-        for client, content in contents.items():
+    def recall(self, client: int, message_type: str, content: RecordDict) -> RecordDict | None:
+        """Return what a client has answered to this before, as if it were asked again."""
+        kept = self.kept.get(client, message_type, content) if self.kept else None
+        if kept is not None:
             ledger = self._ledger
             ledger.count(ledger.down, client, message_type, wire.size(content))
-            made.append(
-                Message(
-                    content,
-                    dst_node_id=self.nodes[client],
-                    message_type=message_type,
-                    group_id=message_type,
-                    ttl=self.config.federation.deadline_s,
-                )
-            )
-        return made
+            ledger.count(ledger.up, client, message_type, wire.size(kept))
+        return kept
 
-    def send(self, grid: Grid, messages: list[Message]) -> list[Message]:
-        """Send messages and wait for the replies until the deadline."""
-        timeout = self.config.federation.deadline_s + _GRACE_S
-        replies = list(grid.send_and_receive(messages, timeout=timeout))
-        client_of = {node: client for client, node in self.nodes.items()}
-        # By message, not by sender: an error made by the SuperLink comes from its own id.
-        for message in messages:
-            metadata = message.metadata
-            self._asked[metadata.message_id] = client_of[metadata.dst_node_id]
-        return replies
-
-    def good(
+    def ask(
         self,
-        replies: Iterable[Message],
-        asked: Iterable[int],
+        grid: Grid,
+        message_type: str,
+        contents: Mapping[int, RecordDict],
         fail: Callable[[int, str], None] | None = None,
-    ) -> dict[int, RecordDict]:
-        """Return the contents of the good replies by partition id; note the failures.
+    ) -> Iterator[tuple[int, RecordDict]]:
+        """Ask clients, and yield the good replies as they come: first those that are kept.
 
         Args:
-            replies: in any order.
-            asked: who should have answered; who did not has failed.
+            grid: to reach the clients.
+            message_type: what is asked of all.
+            contents: the request of each partition id.
             fail: is told who has failed, and why; None: who fails is left out of the run.
 
         Raises:
             WorkerDied: a worker of the simulation died, which makes further replies worthless.
         """
-        fail = fail or self.fail
-        contents = {}
-        for reply in replies:
-            client = self._asked[reply.metadata.reply_to_message_id]
-            if not reply.has_error():
-                stage = reply.metadata.message_type
-                ledger = self._ledger
-                ledger.count(ledger.up, client, stage, wire.size(reply.content))
-                contents[client] = reply.content
-            elif reply.error.code == _UNKNOWN_ERROR:
-                raise WorkerDied(
-                    f"the worker process of client {client} died ({reply.error.reason}); if the "
-                    "machine ran out of memory, raise federation.cpus_per_client so that fewer "
-                    "clients run at once, and run again"
-                )
+        left = {}
+        for client, content in contents.items():
+            kept = self.recall(client, message_type, content)
+            if kept is None:
+                left[client] = content
             else:
-                fail(client, reply.error.reason or "no reason given")
-        for client in asked:
-            if client not in contents:
-                fail(client, f"no answer within {self.config.federation.deadline_s:g} s")
-        return dict(sorted(contents.items()))
+                yield client, kept
+        fail = fail or self.fail
+        if self.locate is not None and not left.keys() <= self.nodes.keys():
+            self.locate()
+            for client in left.keys() - self.nodes.keys():
+                fail(client, "its device has not come back since the server was started again")
+                del left[client]
+        messages = self.messages(message_type, left)
+        for client, reply in self.replies(grid, messages, fail):
+            if self.kept:
+                self.kept.put(client, message_type, left[client], reply.content)
+            yield client, reply.content
+
+    def messages(self, message_type: str, contents: Mapping[int, RecordDict]) -> dict[int, Message]:
+        """Make a message for each client, and count its bytes."""
+        made = {}
+        for client, content in contents.items():
+            ledger = self._ledger
+            ledger.count(ledger.down, client, message_type, wire.size(content))
+            made[client] = Message(
+                content,
+                dst_node_id=self.nodes[client],
+                message_type=message_type,
+                group_id=message_type,
+                ttl=self.config.federation.deadline_s,
+            )
+        return made
+
+    def replies(
+        self,
+        grid: Grid,
+        messages: Mapping[int, Message],
+        fail: Callable[[int, str], None] | None = None,
+        deadline_s: float | None = None,
+    ) -> Iterator[tuple[int, Message]]:
+        """Send messages, and yield the good replies as they come, until the deadline.
+
+        One at a time, so that no more than one is in memory here, whatever their number.
+
+        Args:
+            grid: to reach the clients.
+            messages: one for each partition id.
+            fail: as for `ask`.
+            deadline_s: how long to wait at most; None: `federation.deadline_s`.
+
+        Raises:
+            WorkerDied: a worker of the simulation died, which makes further replies worthless.
+        """
+        fail = fail or self.fail
+        sent = set(grid.push_messages(list(messages.values()))) if messages else set()
+        # By message, not by sender: an error made by the SuperLink comes from its own id.
+        asked = {message.metadata.message_id: client for client, message in messages.items()}
+        for key in asked.keys() - sent:
+            fail(asked.pop(key), "the SuperLink did not take its message; is its node still there?")
+        limit = min(deadline_s or math.inf, self.config.federation.deadline_s)
+        deadline = time.monotonic() + limit + _GRACE_S
+        while asked:
+            came = False
+            for key in list(asked):
+                for reply in grid.pull_messages([key]):
+                    came = True
+                    client = asked.pop(key)
+                    if self._is_good(client, reply, limit, fail):
+                        yield client, reply
+            if asked and time.monotonic() > deadline:
+                break
+            if asked and not came:
+                time.sleep(_REPLY_POLL_S)
+        for client in asked.values():
+            fail(client, f"no answer within {limit:g} s")
+
+    def _is_good(
+        self, client: int, reply: Message, limit: float, fail: Callable[[int, str], None]
+    ) -> bool:
+        if not reply.has_error():
+            ledger = self._ledger
+            stage = reply.metadata.message_type
+            ledger.count(ledger.up, client, stage, wire.size(reply.content))
+            return True
+        if reply.error.code == _UNKNOWN_ERROR:
+            raise WorkerDied(
+                f"the worker process of client {client} died ({reply.error.reason}); if the "
+                "machine ran out of memory, raise federation.cpus_per_client so that fewer "
+                "clients run at once, and run again"
+            )
+        fail(client, _reason(reply.error, limit))
+        return False
 
     def fail(self, client: int, reason: str) -> None:
         """Leave a client out; the first reason counts."""
         if client not in self.failures:
             self.failures[client] = reason
+            if self.kept:
+                self.kept.fail(client, reason)
             # Indented: the lines of a traceback then belong to this message for every reader.
             text = textwrap.indent(reason, "    ")
             log(WARNING, "client %s failed and is left out:\n%s", client, text)
@@ -165,11 +234,11 @@ class Exchange:
             ClientsFailed: fewer than `federation.min_clients` have not failed.
         """
         least = self.config.federation.min_clients
-        good = len(self.nodes) - len(self.failures)
+        good = len((self.nodes.keys() | self.names.keys()) - self.failures.keys())
         if good < max(1, least):
             raise ClientsFailed(
-                f"{good} of {len(self.nodes)} clients are left and federation.min_clients is "
-                f"{least}; {self.reasons()}"
+                f"{good} of {self.config.partition.clients} clients are left and "
+                f"federation.min_clients is {least}; {self.reasons()}"
             )
 
     def reasons(self) -> str:
@@ -183,5 +252,23 @@ class Exchange:
 
 def last_lines(reasons: Mapping[int, str]) -> str:
     """Say in one line why clients have failed: of a traceback the last line."""
-    lines = {client: reason.strip().splitlines()[-1] for client, reason in reasons.items()}
-    return "; ".join(f"client {client}: {line}" for client, line in lines.items())
+    return "; ".join(f"client {client}: {last_line(why)}" for client, why in reasons.items())
+
+
+def last_line(reason: str) -> str:
+    """Return the last line of a reason: of a traceback what was raised."""
+    return reason.strip().splitlines()[-1]
+
+
+def _reason(error: Error, limit: float) -> str:
+    """Say why a client has not answered, in words of ours for what the network does."""
+    if error.code in _EXPIRED:
+        return f"no answer within {limit:g} s ({error.reason})"
+    if error.code == _GONE:
+        return f"its node is gone: no sign of life from its SuperNode ({error.reason})"
+    if error.code == _CRASHED:
+        return (
+            f"its ClientApp died ({error.reason}); perhaps the device ran out of memory: look at "
+            "the SuperNode's log"
+        )
+    return error.reason or "no reason given"

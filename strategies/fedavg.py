@@ -172,18 +172,10 @@ class OurNodes(Grid):
             if node in asked
         }
         sent = self.exchange.messages(wire_fedavg.TRAIN, contents)
-        replies = {
-            reply.metadata.reply_to_message_id: reply
-            for reply in self.exchange.send(self._grid, sent)
-        }
-        client_of = {
-            message.metadata.message_id: client
-            for client, message in zip(contents, sent, strict=True)
-        }
-        good = self._checked(self.exchange.good(replies.values(), contents))
+        replies = dict(sorted(self.exchange.replies(self._grid, sent)))
+        good = self._checked({client: reply.content for client, reply in replies.items()})
         self._end_round()
-        by_client = {client_of[key]: reply for key, reply in replies.items()}
-        return [by_client[client] for client in good]
+        return [replies[client] for client in good]
 
     def _checked(self, contents: Mapping[int, RecordDict]) -> list[int]:
         """Return the clients whose updates can be averaged; the others have failed."""

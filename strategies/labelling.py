@@ -108,15 +108,14 @@ class LabellersAtHome:
         # Others may have found out, since these were chosen, that a client labels no more.
         requests = {n: request for n, request in requests.items() if n not in self.failures}
         contents = {n: wire_labels.encode_label_request(it) for n, it in requests.items()}
-        messages = self._exchange.messages(wire_labels.LABEL, contents)
-        replies = self._exchange.send(self._grid, messages)
         answers = {}
-        for client, content in self._exchange.good(replies, requests, self._fail).items():
+        asked = self._exchange.ask(self._grid, wire_labels.LABEL, contents, self._fail)
+        for client, content in asked:
             try:
                 answers[client] = wire_labels.decode_answers(content, requests[client])
             except WireError as error:
                 self._fail(client, f"its labels were refused: {error}")
-        return answers
+        return dict(sorted(answers.items()))
 
     def _fail(self, client: int, reason: str) -> None:
         if client not in self.failures:  # the first reason counts

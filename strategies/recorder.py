@@ -29,7 +29,7 @@ from fedistill.sets import SyntheticSet, add_to_card
 from fedistill.shares import Curve
 from fedistill.tracking import Journal
 from strategies.base import FedDistill
-from strategies.exchange import Traffic
+from strategies.exchange import Traffic, last_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,6 +90,17 @@ class Recorder:
         parts.save(path, labels, spec)
         self.journal.artifact(path, "partition")
         self._figure("partition", partition.figure(parts, labels, spec))
+
+    def holdings(self, histograms: Mapping[int, list[int]]) -> None:
+        """Keep what devices say they hold: whose images are where is nobody's to write down."""
+        path = self.output / "partition.json"
+        everyone = range(self.config.partition.clients)
+        held = [histograms.get(client, [0] * self.data.spec.num_classes) for client in everyone]
+        tree = {"class_names": self.data.spec.class_names, "histograms": held}
+        results.write_json(path, tree)
+        self.journal.artifact(path, "partition")
+        title = f"{self.data.spec.name}: what {len(held)} devices hold"
+        self._figure("partition", partition.draw(held, self.data.spec, title))
 
     def clients(self, strategy: FedDistill, top1: Mapping[int, float]) -> None:
         """Keep what each client reported, and how good its teacher is, if it is here."""
@@ -258,6 +269,10 @@ class Recorder:
                     "evaluation": beside.sums(),
                 },
                 "absent_clients": sorted(strategy.failures),
+                "absent_because": {
+                    str(client): last_line(why) for client, why in sorted(strategy.failures.items())
+                },
+                **self._devices(strategy),
                 "absent_labellers": sorted(strategy.at_home.failures if strategy.at_home else []),
                 "seconds": rounded,
                 "from_store": {
@@ -271,6 +286,20 @@ class Recorder:
             },
         )
         self.journal.artifact(self.output / results.RESULT)
+
+    def _devices(self, strategy: FedDistill) -> dict[str, dict[str, str]]:
+        """Return what the devices of a deployment call themselves."""
+        names = strategy.exchange.names
+        return {"devices": {str(n): names[n] for n in sorted(names)}} if names else {}
+
+    def everything(self) -> None:
+        """Let MLflow have the files that it lacks: results reach the operator through it."""
+        for folder in sorted((self.output / "sets").glob("*/")):
+            for name in ("labels.safetensors", "README.md", "card.json"):
+                if (folder / name).is_file():
+                    self.journal.artifact(folder / name, f"sets/{folder.name}")
+        self.journal.artifact(self.output / results.CONFIG)
+        self.journal.artifact(self.output / "partition.json")
 
     def _provenance(self, strategy: FedDistill, ipc: int) -> dict[str, Any]:
         return {

@@ -2,24 +2,39 @@
 
 import json
 import logging
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from logging import WARNING
+from logging import INFO, WARNING
 from pathlib import Path
 from typing import Any, Literal
 
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
+from torch import Tensor
 
-from fedistill import comparison, config_file, data, evaluation, partition, results, training
+from fedistill import (
+    comparison,
+    config_file,
+    data,
+    deployment,
+    evaluation,
+    partition,
+    results,
+    tracking,
+    training,
+)
 from fedistill.config import Config
 from fedistill.cores import set_threads
 from fedistill.errors import WorkerDied
 from fedistill.evaluation import Evaluator, Scores
-from fedistill.progress import Progress
+from fedistill.locking import exclusive
+from fedistill.partition import Partition
+from fedistill.progress import Progress, to_log
+from fedistill.store import VARIABLE as STORE
 from fedistill.store import Store
 from fedistill.sweep_record import SweepRecord
 from fedistill.tracking import Journal, MlflowSink
@@ -28,6 +43,7 @@ from strategies import fedavg, row_bytes
 from strategies.base import FedDistill
 from strategies.distributed_boosting import DistributedBoosting
 from strategies.integrate import Integrate
+from strategies.kept import KeptReplies
 from strategies.mib import MixtureBottleneck
 from strategies.recorder import Recorder
 
@@ -42,6 +58,9 @@ def main(grid: Grid, context: Context) -> None:
     run_config = {key: str(value) for key, value in context.run_config.items()}
     for handler in logging.getLogger("flwr").handlers:  # our warnings then look like Flower's,
         logging.getLogger("fedistill").addHandler(handler)  # which the command shows
+    if run_config.get("deployment"):
+        _deployed(run_config, grid)
+        return
     output = Path(run_config["output-dir"])
     if run_config.get("sweep"):
         _sweep(output, run_config, grid)
@@ -52,6 +71,30 @@ def main(grid: Grid, context: Context) -> None:
     except Exception as error:
         results.write_failure(output, error)
         raise
+
+
+def _deployed(run_config: Mapping[str, str], grid: Grid) -> None:
+    """Run an experiment on devices, or go on with one whose ServerApp has died."""
+    config = config_file.loads(run_config["config-yaml"])
+    deployment.check(config)
+    output = deployment.folder_of(run_config["deployment"])
+    output.mkdir(parents=True, exist_ok=True)
+    with exclusive(output, "the run"):
+        deployment.open_on_server(output, run_config["config-yaml"])
+        kept = KeptReplies(output / deployment.REPLIES)
+        uri = run_config["tracking-uri"] or os.environ.get("MLFLOW_TRACKING_URI")
+        own = {
+            "tracking-uri": uri or tracking.default_uri(output.parent),
+            "started-at": str(kept.begun),
+        }
+        os.environ.setdefault(STORE, str(kept.folder))  # students are trained once, too
+        try:
+            _tracked(config, output, {**run_config, **own}, grid, kept)
+        except Exception as error:
+            results.write_failure(output, error)
+            log(INFO, "%s", results.failure_line(error))  # the operator sees our log, not our disk
+            raise
+        kept.clear()
 
 
 def _sweep(folder: Path, run_config: Mapping[str, str], grid: Grid) -> None:
@@ -102,10 +145,16 @@ def choose_strategy(config: Config) -> type[FedDistill]:
     raise AssertionError(config.relabel.name)
 
 
-def _tracked(config: Config, output: Path, run_config: Mapping[str, str], grid: Grid) -> None:
+def _tracked(
+    config: Config,
+    output: Path,
+    run_config: Mapping[str, str],
+    grid: Grid,
+    kept: KeptReplies | None = None,
+) -> None:
     """Run an experiment with a journal that is closed whatever happens."""
     journal = Journal(output)
-    experiment = Experiment(config, output, journal, float(run_config["started-at"]))
+    experiment = Experiment(config, output, journal, float(run_config["started-at"]), kept)
     source = json.loads(run_config["source-json"])
     experiment.record.start(run_config["tracking-uri"], source)
     sink = MlflowSink(output, warn=lambda text: log(WARNING, text))
@@ -122,13 +171,22 @@ def _tracked(config: Config, output: Path, run_config: Mapping[str, str], grid: 
 
 
 class Experiment:
-    """One run, from the clients' shares to result.json."""
+    """One run, from the clients' shares to result.json; with `kept` on a deployment."""
 
-    def __init__(self, config: Config, output: Path, journal: Journal, started_at: float) -> None:
+    def __init__(
+        self,
+        config: Config,
+        output: Path,
+        journal: Journal,
+        started_at: float,
+        kept: KeptReplies | None = None,
+    ) -> None:
         self.started_at = started_at
         set_threads()
         self.config = config
-        self.progress = Progress("server")
+        # Devices share no file with us: what the operator sees comes through the log.
+        on_event = to_log(lambda line: log(INFO, "%s", line)) if kept else None
+        self.progress = Progress("server", on_event=on_event)
         self.data = data.load(config.data, config.seed)
         self.record = Recorder(config, output, self.data, journal)
         device = device_for(1.0)
@@ -142,27 +200,44 @@ class Experiment:
             store=Store.from_environment(),
         )
         self.strategy = choose_strategy(config)(
-            config, self.data.spec, device=device, dtype=dtype, report=self.progress.report
+            config,
+            self.data.spec,
+            device=device,
+            dtype=dtype,
+            report=self.progress.report,
+            kept=kept,
         )
-        self.partition = partition.split(
-            self.data.train.labels, self.data.spec.num_classes, config.partition, config.seed
-        )
+        self.partition = None if kept else self._split()
         self.scores: dict[int, Scores] = {}
         self.teacher_top1: dict[int, float] = {}
         self.evaluate_seconds = 0.0
         self.fedavg_seconds = 0.0
 
+    def _split(self) -> Partition:
+        labels, classes = self.data.train.labels, self.data.spec.num_classes
+        return partition.split(labels, classes, self.config.partition, self.config.seed)
+
+    @property
+    def _shards(self) -> Sequence[Tensor]:
+        """Indices of each client's images; nothing on a deployment, whose images we do not see."""
+        return self.partition.indices if self.partition else ()
+
     def run(self, grid: Grid) -> None:
         """Run the federation, evaluate, and write everything down."""
-        self.record.partition(self.partition)
+        if self.partition is not None:
+            self.record.partition(self.partition)
         self.strategy.summary()
         self.strategy.start(grid, evaluate_fn=partial(self.evaluate, grid))
         self.record.result(self.strategy, self.scores, self.teacher_top1, self._seconds())
+        if self.partition is None:
+            self.record.everything()
         self.progress.report("done", 1, 1, "")
 
     def evaluate(self, grid: Grid, server_round: int, arrays: ArrayRecord) -> MetricRecord:
         """Save the sets, score them and the teachers: Flower's central evaluation."""
         strategy = self.strategy
+        if self.partition is None:
+            self.record.holdings(strategy.histograms)
         self.record.sets(strategy)
         rival = self._fedavg(grid)
         started = time.perf_counter()
@@ -176,7 +251,8 @@ class Experiment:
             self.evaluator,
             strategy.sets,
             self.data.train,
-            self.partition.indices,
+            self._shards,
+            {client: sum(held) for client, held in strategy.histograms.items()},
             {client: strategy.teachers.get(client) for client in sorted(strategy.shares)},
             answers,
             strategy.refine,
@@ -214,8 +290,8 @@ class Experiment:
         """Return what result.json says of a row beside its scores."""
         if name in rival.notes:
             return rival.notes[name]
-        data, parts = self.data.train, self.partition.indices
-        return {"bytes": row_bytes.of_row(self.strategy, ipc, name, data, parts)}
+        found = row_bytes.of_row(self.strategy, ipc, name, self.data.train, self._shards)
+        return {"bytes": found}
 
     def _seconds(self) -> dict[str, float]:
         """Client stages are summed over the clients; the others are wall time.

@@ -30,6 +30,7 @@ SPEC = tiny_spec()
 TRAIN = tiny_images(8)  # 24 images, class by class in turn
 TEST = tiny_images(5, seed=9)
 SHARDS = [torch.arange(0, 9), torch.arange(9, 24)]  # 3 and 5 images of every class
+SAMPLES = {client: len(index) for client, index in enumerate(SHARDS)}
 TEACHERS = {client: tiny_teacher(client) for client in range(2)}
 MODEL = CONVNET
 
@@ -51,7 +52,9 @@ def scored(settings: Config, *sizes: int) -> dict[int, Scores]:
     sets = {ipc: refined(tiny_set(ipc), settings.relabel) for ipc in sizes or (2,)}
     judge = evaluator(settings)
     answers = judge.answers(list(TEACHERS.values()))
-    return dict(evaluation.score_all(judge, sets, TRAIN, SHARDS, TEACHERS, answers, refined))
+    return dict(
+        evaluation.score_all(judge, sets, TRAIN, SHARDS, SAMPLES, TEACHERS, answers, refined)
+    )
 
 
 @dataclass
@@ -273,7 +276,9 @@ def test_students_come_from_the_store_with_the_same_scores(
 
     def scores() -> Scores:
         judge = replace(evaluator(settings), store=Store(tmp_path))
-        found = evaluation.score_all(judge, {2: synthetic}, TRAIN, SHARDS, TEACHERS, [], refined)
+        found = evaluation.score_all(
+            judge, {2: synthetic}, TRAIN, SHARDS, SAMPLES, TEACHERS, [], refined
+        )
         return dict(found)[2]
 
     first = scores()
@@ -354,7 +359,7 @@ def test_rows_had_elsewhere_stand_where_the_config_names_them():
     given = {"fedavg_1": Score([10.0], []), "fedavg_5": Score([50.0], [])}
     answers = judge.answers(list(TEACHERS.values()))
     found = evaluation.score_all(
-        judge, {2: synthetic}, TRAIN, SHARDS, TEACHERS, answers, refined, beside=given
+        judge, {2: synthetic}, TRAIN, SHARDS, SAMPLES, TEACHERS, answers, refined, beside=given
     )
     rows = dict(found)[2].baselines
     assert list(rows) == ["hard_label", "fedavg_1", "fedavg_5", "ensemble"]

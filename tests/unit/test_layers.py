@@ -30,6 +30,7 @@ FLOORS = [
     [
         "fedistill.config",
         "fedistill.crops",
+        "fedistill.flower_commands",
         "fedistill.images",
         "fedistill.journal",
         "fedistill.locking",
@@ -38,7 +39,6 @@ FLOORS = [
         "fedistill.protocols",
         "fedistill.registry",
         "fedistill.results",
-        "fedistill.simulation",
         "fedistill.slots",
         "fedistill.sources",
         "fedistill.store",
@@ -59,7 +59,9 @@ FLOORS = [
         "fedistill.partition",
         "fedistill.rows",
         "fedistill.sets",
+        "fedistill.simulation",
         "fedistill.training",
+        "strategies.kept",
     ],
     [
         "fedistill.charts",
@@ -75,6 +77,7 @@ FLOORS = [
     [
         "fedistill.answers",
         "fedistill.comparison_files",
+        "fedistill.deployment",
         "fedistill.distillers.base",
         "fedistill.embedding",
         "fedistill.models",
@@ -123,7 +126,7 @@ FLOORS = [
         "fedistill.sweep_record",
         "strategies.exchange",
     ],
-    ["fedistill.client", "strategies.labelling"],
+    ["fedistill.client", "strategies.labelling", "strategies.roll_call"],
     [
         "fedistill.benchmark",
         "fedistill.client_app",

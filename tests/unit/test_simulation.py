@@ -173,7 +173,7 @@ def test_dead_superlink_is_told_with_its_log(tmp_path, monkeypatch):
     script.parent.mkdir()
     script.write_text("#!/bin/sh\necho 'the port is taken'\nexit 3\n")
     script.chmod(0o755)
-    monkeypatch.setattr(simulation, "_command", lambda name: str(script))
+    monkeypatch.setattr(simulation, "command", lambda name: str(script))
     with Simulation(tmp_path / "work") as running:
         scratch = running._env[processes.MARK]
         with pytest.raises(RunError, match=r"(?s)exit code 3.*the port is taken"):

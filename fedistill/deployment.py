@@ -1,0 +1,249 @@
+"""Run an experiment on real devices, behind a SuperLink that somebody else has started.
+
+The operator's machine submits the app and follows its log. The ServerApp writes to a folder on its
+own machine, `$FEDISTILL_RUNS/NAME`, where NAME is made up here: a path never travels. Results come
+back through that folder where both see it, else through MLflow.
+
+The same command goes on where a run was cut: it follows one that still runs, and submits one that
+has died again under the same name, whose ServerApp then finds what the devices have answered.
+"""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from uuid import uuid4
+
+import tomli_w
+
+from fedistill import config_file, results, tracking
+from fedistill.config import Config
+from fedistill.errors import ConfigError, OutputError, RunError, known_names
+from fedistill.flower_commands import FlowerCommands
+from fedistill.flower_output import Outcome
+from fedistill.journal import without_secrets
+from fedistill.simulation import stage_app
+
+RUNS = "FEDISTILL_RUNS"
+REPLIES = "replies"  # what devices have answered, while a run goes on
+_NOTE = "deployment.json"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+# Rows that take real images of the clients on the server.
+_NEED_IMAGES = ("random", "herding", "k_center", "full_data")
+
+
+def runs_folder() -> Path:
+    """Return the folder of all runs of a ServerApp: FEDISTILL_RUNS, or ~/.fedistill/runs."""
+    named = os.environ.get(RUNS)
+    return Path(named).absolute() if named else Path.home() / ".fedistill" / "runs"
+
+
+def folder_of(name: str) -> Path:
+    """Return a run's folder on the server.
+
+    Raises:
+        ConfigError: the name is no plain name.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"the run is called {name[:120]!r}; accepted: letters, digits, '.', '_' and '-'"
+        )
+    return runs_folder() / name
+
+
+def open_on_server(folder: Path, config_yaml: str) -> None:
+    """Make a folder on the server the run's own, or go on with the same run in it.
+
+    Raises:
+        OutputError: it holds something else.
+    """
+    path = folder / results.CONFIG
+    if not path.exists():
+        results.write_whole(path, config_yaml.encode())
+        return
+    if (folder / results.RESULT).is_file() or path.read_text(encoding="utf-8") != config_yaml:
+        raise OutputError(
+            f"the folder {folder} on the server holds another run, or this one with its results; "
+            "choose another --output"
+        )
+    (folder / results.FAILURE).unlink(missing_ok=True)
+
+
+def check(config: Config) -> None:
+    """Refuse what only a simulation can do.
+
+    Raises:
+        ConfigError: what it is, and what to do.
+    """
+    if config.sweep is not None:
+        raise ConfigError(
+            "the config has a section `sweep`, and a deployment runs one experiment; use --set "
+            "sweep=null"
+        )
+    uri = config.tracking.uri or ""
+    if without_secrets(uri) != uri:
+        raise ConfigError(
+            "tracking.uri holds a user name, a password or a token, and the config travels to "
+            "every device; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for the "
+            "ServerApp instead"
+        )
+    wanted = [name for name in config.baselines if name in _NEED_IMAGES]
+    if wanted or config.student.ranking:
+        what = f"baselines holds {', '.join(wanted)}" if wanted else "student.ranking is true"
+        raise ConfigError(
+            f"{what}, which takes real images of the clients to the server; on a deployment they "
+            "stay where they are; accepted: hard_label, ensemble, weight_average, fedavg"
+        )
+
+
+def check_superlink(name: str) -> None:
+    """Refuse a SuperLink that Flower's config does not name.
+
+    Raises:
+        ConfigError: which ones it names, and how to add one.
+    """
+    home = Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr")
+    path = home / "config.toml"
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    entries = tree.get("superlink", {})
+    known = [
+        key for key, entry in entries.items() if isinstance(entry, dict) and "address" in entry
+    ]
+    if name not in known:
+        raise ConfigError(
+            f"{path} has no SuperLink called {name!r} with an address; "
+            f"{known_names(name, known) if known else 'it names none'}; add\n"
+            f'[superlink.{name}]\naddress = "HOST:PORT"\nroot-certificates = "/PATH/TO/ca.crt"'
+        )
+
+
+def run(
+    config: Config,
+    output: Path,
+    superlink: str,
+    on_line: Callable[[str], None],
+    claimed: Callable[[], None] = lambda: None,
+) -> Outcome:
+    """Drive a run on a deployment to its end, and bring its results here.
+
+    Args:
+        config: of the experiment.
+        output: a new or empty folder, or that of a run which was cut.
+        superlink: its name in FLWR_HOME's config.toml.
+        on_line: gets the lines of the ServerApp's log, and its progress.
+        claimed: called when the folder is ours.
+
+    Returns:
+        How Flower says the run ended.
+
+    Raises:
+        UserError: something the user can mend; nothing was overwritten.
+        RunError: the results cannot be reached from here.
+    """
+    check(config)
+    check_superlink(superlink)
+    note = _claim(output, config, superlink)
+    claimed()
+    with tempfile.TemporaryDirectory(prefix="fedistill-") as scratch:
+        work = Path(scratch)
+        commands = FlowerCommands(superlink, work, os.environ | _QUIET)
+        outcome = _drive(commands, work, config, output, note, on_line)
+    if outcome.status == "completed":
+        fetch(config, output, note["name"])
+    return outcome
+
+
+def _drive(
+    commands: FlowerCommands,
+    work: Path,
+    config: Config,
+    output: Path,
+    note: dict[str, str],
+    on_line: Callable[[str], None],
+) -> Outcome:
+    """Follow the run that goes on already, or submit it."""
+    run_id = note.get("run_id", "")
+    state, _, status = commands.status(run_id).partition(":") if run_id else ("", "", "")
+    if state and (state != "finished" or status == "completed"):
+        return commands.follow(run_id, on_line)
+    run_config = {
+        "config-yaml": config_file.dump(config),
+        "deployment": note["name"],
+        "tracking-uri": config.tracking.uri or "",
+        "source-json": json.dumps({**tracking.source_tags(), "deployment": note["name"]}),
+    }
+    path = work / "run-config.toml"
+    path.write_text(tomli_w.dumps(run_config), encoding="utf-8")
+
+    def remember(run_id: str) -> None:
+        results.write_json(output / _NOTE, {**note, "run_id": run_id})
+
+    return commands.submit(stage_app(work), ["--run-config", str(path)], on_line, remember)
+
+
+def _claim(output: Path, config: Config, superlink: str) -> dict[str, str]:
+    """Make the output folder ours, or continue a run in it."""
+    text = config_file.dump(config)
+    path = output / _NOTE
+    if not path.is_file():
+        results.claim(output, text)
+        note = {"name": f"{_plain(output.name)}-{uuid4().hex[:8]}", "superlink": superlink}
+        results.write_json(path, note)
+        return note
+    if (output / results.RESULT).is_file():
+        raise OutputError(
+            f"{output} holds a run that has its results; choose another --output, or remove the "
+            "folder"
+        )
+    known: dict[str, str] = results.read_json(path)
+    if (output / results.CONFIG).read_text(encoding="utf-8") != text:
+        raise OutputError(
+            f"{output} holds a run of another config, which has not ended; repeat it with its own "
+            "config to continue it, or choose another --output"
+        )
+    if known["superlink"] != superlink:
+        raise OutputError(
+            f"{output} holds a run on the SuperLink {known['superlink']!r}; name that one to "
+            "continue it, or choose another --output"
+        )
+    return known
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:60] or "run"
+
+
+def fetch(config: Config, output: Path, name: str) -> None:
+    """Bring the results of a run that has ended well.
+
+    Raises:
+        RunError: neither its folder nor its MLflow run can be reached from here.
+    """
+    here = folder_of(name)
+    if (here / results.RESULT).is_file():
+        shutil.copytree(
+            here, output, dirs_exist_ok=True, ignore=shutil.ignore_patterns(REPLIES, ".*")
+        )
+        return
+    uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    why = "no MLflow server is named: set tracking.uri, or MLFLOW_TRACKING_URI"
+    if uri and config.tracking.enabled:
+        try:
+            tracking.fetch(uri, {"deployment": name}, output)
+        except Exception as error:  # whatever MLflow raises
+            why = f"MLflow at {without_secrets(uri)} does not give them ({error})"
+        if (output / results.RESULT).is_file():
+            return
+    raise RunError(
+        f"the run has ended well, and its results are in $FEDISTILL_RUNS/{name} on the machine of "
+        f"the ServerApp; they were not brought here: {here} is not that folder, and {why}; copy "
+        "the folder, or repeat this command when MLflow can be reached"
+    )

@@ -1,0 +1,159 @@
+"""Flower's commands against one SuperLink: submit a run, follow its log, ask how it ended.
+
+Flower is used through its commands only: they are its stable interface.
+"""
+
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedistill.errors import RunError
+from fedistill.flower_output import Outcome, clean_line, parse_outcome, parse_run_id, parse_status
+
+CLI_TIMEOUT_S = 30.0
+ANSWER_TIMEOUT_S = 60.0
+_LAST_LINES = 20
+
+
+@dataclass(frozen=True)
+class FlowerCommands:
+    """One SuperLink, by the name that FLWR_HOME's config.toml gives it.
+
+    Attributes:
+        superlink: its name.
+        cwd: where the commands run.
+        env: their environment.
+        check: called while waiting; raises when there is nothing to wait for any more.
+    """
+
+    superlink: str
+    cwd: Path
+    env: Mapping[str, str]
+    check: Callable[[], None] = lambda: None
+
+    def submit(
+        self,
+        app: Path,
+        options: list[str],
+        on_line: Callable[[str], None],
+        on_run: Callable[[str], None] = lambda run_id: None,
+    ) -> Outcome:
+        """Submit a run, pass its log on until it ends, and tell how it ended.
+
+        Args:
+            app: folder of the Flower app.
+            options: of `flwr run`.
+            on_line: gets every line of the log, without colour codes.
+            on_run: gets the id of the run, once it has one.
+
+        Raises:
+            RunError: Flower refused the run.
+            KeyboardInterrupt: Ctrl-C; the run is stopped first.
+        """
+        arguments = ["run", str(app), self.superlink, "--stream", *options]
+        run_id, lines = self._stream(arguments, on_line, on_run)
+        if not run_id:
+            self.check()
+            raise RunError("Flower refused the run:\n" + "\n".join(lines))
+        return self._outcome(run_id)
+
+    def follow(self, run_id: str, on_line: Callable[[str], None]) -> Outcome:
+        """Pass the log of a run on, from its beginning to its end, and tell how it ended."""
+        self._stream(["log", run_id, self.superlink, "--stream"], on_line, run_id=run_id)
+        return self._outcome(run_id)
+
+    def status(self, run_id: str) -> str:
+        """Return what Flower says of a run, for example "running"; nothing if it knows none."""
+        return parse_status(self._list(run_id), run_id)
+
+    def stop(self, run_id: str) -> None:
+        """Stop a run."""
+        self._flwr("stop", run_id, self.superlink)
+
+    def _list(self, run_id: str) -> str:
+        return self._flwr("list", self.superlink, "--run-id", run_id, "--format", "json")
+
+    def _stream(
+        self,
+        arguments: list[str],
+        on_line: Callable[[str], None],
+        on_run: Callable[[str], None] = lambda run_id: None,
+        run_id: str = "",
+    ) -> tuple[str, list[str]]:
+        """Pass on what a command prints; return the id of the run, and the last lines."""
+        lines: list[str] = []
+        with subprocess.Popen(
+            [command("flwr"), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+            cwd=self.cwd,
+            env=dict(self.env),
+            start_new_session=True,  # Ctrl-C is ours to handle
+        ) as process:
+            try:
+                for raw in process.stdout or ():
+                    line = clean_line(raw)
+                    lines = [*lines[1 - _LAST_LINES :], line]
+                    if not run_id and (found := parse_run_id(line)):
+                        run_id = found
+                        on_run(run_id)
+                    on_line(line)
+            except BaseException:
+                process.kill()
+                if run_id:
+                    self.stop(run_id)
+                raise
+        return run_id, lines
+
+    def _outcome(self, run_id: str) -> Outcome:
+        """Ask how a run ended: `flwr run` exits with 0 also when the run failed."""
+        deadline = time.monotonic() + ANSWER_TIMEOUT_S
+        while True:
+            self.check()
+            answer = self._list(run_id)
+            outcome = parse_outcome(answer, run_id)
+            if outcome is not None:
+                return outcome
+            if run_id in answer:  # only the log has ended, the run goes on
+                deadline = time.monotonic() + ANSWER_TIMEOUT_S
+            elif time.monotonic() > deadline:
+                raise RunError(f"Flower does not tell how run {run_id} ended; it says: {answer}")
+            time.sleep(0.5)
+
+    def _flwr(self, *arguments: str) -> str:
+        """Run a short `flwr` command and return what it prints; nothing when it hangs."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            answer: str = subprocess.run(
+                [command("flwr"), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                encoding="utf-8",
+                errors="replace",
+                timeout=CLI_TIMEOUT_S,
+                check=False,
+                cwd=self.cwd,
+                env=dict(self.env),
+                start_new_session=True,
+            ).stdout
+            return answer
+        return ""
+
+
+def command(name: str) -> str:
+    """Return the path of one of Flower's commands in this environment.
+
+    Raises:
+        RunError: it is not installed.
+    """
+    path = Path(sys.executable).parent / name
+    if not path.is_file():
+        raise RunError(f"{path} is missing; install flwr[simulation] into this environment")
+    return str(path)
