@@ -60,7 +60,8 @@ def _answering(handler: Handler) -> Handler:
 @_answering
 def describe(message: Message, context: Context) -> Message:
     """Say what this client holds."""
-    config, spec, partition_id = wire.decode_describe_request(message.content)
+    request = wire.decode_describe_request(message.content)
+    config, spec, partition_id = request.config, request.spec, request.partition_id
     shard = _shard(config.data, config.partition, config.seed, partition_id, spec)
     description = wire.Description(partition_id, shard.histogram(spec.num_classes), machine())
     return Message(wire.encode_description(description), reply_to=message)

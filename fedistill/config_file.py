@@ -109,6 +109,36 @@ def to_dict(config: Config) -> dict[str, Any]:
     return tree
 
 
+def read_model(text: str, origin: str) -> ModelConfig:
+    """Read a network as YAML, as the key `model` of a config holds it: a name, or a section.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    import yaml
+
+    try:
+        tree = _named(_read(text))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{origin} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+        raise ConfigError(f"{origin} is no network; accepted: a name, or a section of keys")
+    found, errors = _parse(ModelConfig, tree, origin)
+    if errors:
+        raise ConfigError("; ".join(errors))
+    assert isinstance(found, ModelConfig)
+    return found
+
+
+def dump_model(model: ModelConfig) -> str:
+    """Write a network as YAML; `read_model(dump_model(model), "") == model`."""
+    import yaml
+
+    keys = {key: value for key, value in dataclasses.asdict(model).items() if value is not None}
+    text: str = yaml.safe_dump(keys, sort_keys=False)
+    return text
+
+
 def shareable(config: Config) -> dict[str, Any]:
     """Return the config for others: of a folder on this machine only the last name is left."""
     tree = to_dict(config)

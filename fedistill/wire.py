@@ -2,11 +2,11 @@
 
 Keys are kebab-case, as Flower's own. Nested values travel as one YAML or JSON string, tensors
 as arrays of their own type. Decoding checks everything that the code after it relies on, since
-what comes from the network is not to be trusted.
+what comes from the network is not to be trusted: no reply can hold more than was asked for, and
+no number of an array is read that is not of the expected type and shape.
 """
 
 import re
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,20 +16,46 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
 from torch import Tensor
 
-from fedistill import records
-from fedistill.config import Config
-from fedistill.errors import WireError
+from fedistill import config_file, records, states
+from fedistill.config import Config, ModelConfig
+from fedistill.errors import UserError, WireError
 from fedistill.images import DataSpec
 from fedistill.shares import Share
 
 DESCRIBE = "query.describe"
 DISTILL = "train.distill"
+LEVELS = 256  # of a pixel
 _STAGES = ("squeeze", "recover")  # of a client
 _STEPS, _VALUES = "-curve-steps", "-curve-values"  # what the two lists of a curve end with
 _OTHER = "other:"  # what the names of a method's own curves begin with
-_CURVE_NAME = re.compile(r"[a-z]+/[\w-]{1,50}")
+_CURVE_NAME = re.compile(r"[a-z]+/[\w-]{1,50}", re.ASCII)
 _CURVES, _CURVE_LENGTH = 100, 10_000  # most of a share, and the points of one
+_LAST_STEP = 10**9  # of a curve
 _WARNINGS, _WARNING_LENGTH = 10, 400  # most of a share, and their length
+_NAME_LENGTH = 64  # of a device
+_MODEL_LENGTH = 500  # of a device's model, as YAML
+_MODEL_BYTES = 600_000_000  # of its state: VGG-16, the largest in use for such images, has 553e6
+_CLASSES, _CLASS_LENGTH = 100, 100  # unknown ones that a device tells of
+_FACTS, _FACT_LENGTH = 20, 200  # about its machine
+_MOST_IMAGES = 10**10  # of a class: sums of their pixels fit 63 bits
+_TEXT = 4096  # bytes that a reply may have beside all that is counted
+
+
+@dataclass(frozen=True)
+class DescribeRequest:
+    """What the server asks of a client that it does not know yet.
+
+    Attributes:
+        config: of the experiment.
+        spec: of the data set, without a whitening.
+        partition_id: of the client; -1: its own, if it has one.
+        pixels: whether its images' pixel levels are wanted, for their mean and deviation.
+    """
+
+    config: Config
+    spec: DataSpec
+    partition_id: int
+    pixels: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,14 +63,25 @@ class Description:
     """What a client says about itself.
 
     Attributes:
-        partition_id: of the client.
+        partition_id: of the client; -1: it has none of its own.
         histogram: images of each class in its shard.
         machine: versions and hardware, for the record.
+        name: for people; may be empty.
+        model: its own network, as YAML like the config's `model`; empty: the config's.
+        unknown_classes: classes of its images that nobody asked for.
+        pixels: how often its shard has each level in each channel, [channels][256]; empty: not
+            asked for.
+        held_out: images that it keeps for tests.
     """
 
     partition_id: int
     histogram: list[int]
     machine: dict[str, str]
+    name: str = ""
+    model: str = ""
+    unknown_classes: tuple[str, ...] = ()
+    pixels: tuple[tuple[int, ...], ...] = ()
+    held_out: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,22 +101,40 @@ class DistillRequest:
 
 
 def size(content: RecordDict) -> int:
-    """Return the bytes of a message's content as Flower serialises it."""
-    return int(recorddict_to_proto(content).ByteSize())
+    """Return the bytes of a message's content as Flower serialises it.
+
+    Of what it would not serialise, and only a hostile client sends, about as many as it holds.
+    """
+    try:
+        return int(recorddict_to_proto(content).ByteSize())
+    except (TypeError, ValueError):
+        return records.held(content)
 
 
-def encode_describe_request(config: Config, spec: DataSpec, partition_id: int) -> RecordDict:
-    """Ask a client to describe the shard with this partition id; that takes no whitening."""
-    return records.request(config, replace(spec, zca=None), partition_id)
+def encode_describe_request(
+    config: Config, spec: DataSpec, partition_id: int, pixels: bool = False
+) -> RecordDict:
+    """Ask a client to describe its shard, as in `DescribeRequest`; that takes no whitening."""
+    content = records.request(config, replace(spec, zca=None), partition_id)
+    content.config_records["request"]["pixels"] = pixels
+    return content
 
 
-def decode_describe_request(content: RecordDict) -> tuple[Config, DataSpec, int]:
-    """Read what `encode_describe_request` wrote."""
-    return records.read_request(content)
+def decode_describe_request(content: RecordDict) -> DescribeRequest:
+    """Read what `encode_describe_request` wrote.
+
+    Raises:
+        WireError: it does not follow the contract.
+    """
+    config, spec, partition_id = records.read_request(content)
+    pixels = records.flag(records.config_record(content, "request"), "pixels")
+    return DescribeRequest(config, spec, partition_id, pixels)
 
 
 def encode_description(description: Description) -> RecordDict:
     """Answer `query.describe`."""
+    unknown = [records.plain(name, _CLASS_LENGTH) for name in description.unknown_classes]
+    machine = {key: records.plain(text, _FACT_LENGTH) for key, text in description.machine.items()}
     return RecordDict(
         {
             "metrics": MetricRecord(
@@ -87,25 +142,67 @@ def encode_description(description: Description) -> RecordDict:
                     "partition-id": description.partition_id,
                     "histogram": description.histogram,
                     "num-examples": sum(description.histogram),
+                    "held-out": description.held_out,
+                    "pixels": [count for channel in description.pixels for count in channel],
                 }
             ),
-            "machine": ConfigRecord(dict(description.machine)),
+            "device": ConfigRecord(
+                {
+                    "name": records.plain(description.name, _NAME_LENGTH),
+                    "model": description.model,
+                    "unknown-classes": unknown[:_CLASSES],
+                }
+            ),
+            "machine": ConfigRecord(dict(machine)),
         }
     )
 
 
-def decode_description(content: RecordDict, num_classes: int) -> Description:
+def decode_description(content: RecordDict, spec: DataSpec) -> Description:
     """Read a description and check it.
+
+    Args:
+        content: of the reply.
+        spec: of the request.
 
     Raises:
         WireError: it does not follow the contract.
     """
+    texts = _NAME_LENGTH + _MODEL_LENGTH + _CLASSES * _CLASS_LENGTH + _FACTS * 2 * _FACT_LENGTH
+    letters = 4 * texts  # bytes of one at most
+    records.check_size(content, _TEXT + letters + 8 * (spec.num_classes + LEVELS * spec.channels))
+    records.check_names("the description", content, ("metrics", "device", "machine"))
     metrics = records.metric_record(content, "metrics")
+    device = records.config_record(content, "device")
+    numbers = ("partition-id", "histogram", "num-examples", "held-out", "pixels")
+    records.check_names("the description", metrics, numbers)
+    records.check_names("the description", device, ("name", "model", "unknown-classes"))
     histogram = records.integers(metrics, "histogram")
-    if len(histogram) != num_classes or min(histogram) < 0:
-        raise WireError(f"histogram is {histogram}; expected {num_classes} counts")
-    machine = {str(k): str(v) for k, v in records.config_record(content, "machine").items()}
-    return Description(records.integer(metrics, "partition-id"), histogram, machine)
+    if len(histogram) != spec.num_classes or not 0 <= min(histogram) <= max(histogram) < (
+        _MOST_IMAGES
+    ):
+        raise WireError(
+            f"histogram is {records.plain(str(histogram), 80)}; expected {spec.num_classes} counts"
+        )
+    if records.integer(metrics, "num-examples") != sum(histogram):
+        raise WireError(f"'num-examples' is not {sum(histogram)}, the sum of its histogram")
+    return Description(
+        partition_id=records.integer(metrics, "partition-id", least=-1),
+        histogram=histogram,
+        machine=_machine(records.config_record(content, "machine")),
+        name=_printable(device, "name", _NAME_LENGTH),
+        model=_model(records.text(device, "model", _MODEL_LENGTH), spec),
+        unknown_classes=tuple(records.texts(device, "unknown-classes", _CLASSES, _CLASS_LENGTH)),
+        pixels=_pixels(metrics, sum(histogram), spec),
+        held_out=records.integer(metrics, "held-out", least=0),
+    )
+
+
+def model_of(description: Description) -> ModelConfig | None:
+    """Return a client's own network, if it has one."""
+    if not description.model:
+        return None
+    return config_file.read_model(description.model, "the device's model")
 
 
 def encode_distill_request(request: DistillRequest) -> RecordDict:
@@ -137,7 +234,7 @@ def decode_distill_request(content: RecordDict) -> DistillRequest:
         counts=records.integers(record, "counts"),
         attempt=records.integer(record, "attempt"),
         made=tuple(records.integers(record, "made")),
-        teachers=_decode_teachers(content),
+        teachers=_decode_teachers(content, config, spec, partition_id),
     )
 
 
@@ -161,10 +258,21 @@ def encode_share(share: Share) -> RecordDict:
         {
             "set": ArrayRecord({"images": Array(share.images.numpy())}),
             "metrics": MetricRecord(metrics),
-            "notes": ConfigRecord({"warnings": list(share.warnings)}),
+            "notes": ConfigRecord({"warnings": _shortened(share.warnings)}),
             **_encode_teachers(share.teachers),
         }
     )
+
+
+def largest(request: DistillRequest) -> int:
+    """Return the most bytes that the answer to a request can hold."""
+    spec, config = request.spec, request.config
+    images = sum(request.counts) * spec.channels * spec.size**2
+    models = config.teachers_of(request.partition_id) if config.relabel.at == "server" else ()
+    curves = (_CURVES + 2) * 16 * _CURVE_LENGTH
+    teachers = sum(states.largest(states.form(model, spec)) for model in models)
+    texts = 4 * _WARNINGS * _WARNING_LENGTH + (_CURVES + 2) * 256  # names of curves
+    return images + teachers + curves + texts + 8 * len(request.counts) + _TEXT
 
 
 def decode_share(content: RecordDict, request: DistillRequest) -> Share:
@@ -173,76 +281,139 @@ def decode_share(content: RecordDict, request: DistillRequest) -> Share:
     Raises:
         WireError: it is not.
     """
-    metrics = records.metric_record(content, "metrics")
-    partition_id, counts = (
-        records.integer(metrics, "partition-id"),
-        records.integers(metrics, "counts"),
-    )
-    if partition_id != request.partition_id or counts != request.counts:
-        raise WireError(
-            f"the share is of partition {partition_id} with {counts} images per class; "
-            f"asked for partition {request.partition_id} with {request.counts}"
-        )
-    spec = request.spec
-    shape = (sum(counts), spec.channels, spec.size, spec.size)
-    images = records.array(content, "set", "images", torch.uint8)
-    if tuple(images.shape) != shape:
-        raise WireError(f"images are {tuple(images.shape)}; expected {shape}")
-    teachers = _decode_teachers(content)
+    records.check_size(content, largest(request))
+    teachers = _decode_teachers(content, request.config, request.spec, request.partition_id)
     if request.config.relabel.at == "clients" and teachers:
         raise WireError("the share holds a teacher, which was to stay at home")
     if request.config.relabel.at == "server" and not teachers:
         raise WireError("the share holds no teacher")
-    for state in teachers:
-        for name, tensor in state.items():
-            if not bool(tensor.float().isfinite().all()):  # in the precision of networks
-                raise WireError(f"the teacher's '{name}' holds values that are not finite")
+    names = [f"teacher-{number}" for number in range(len(teachers))]
+    records.check_names("the share", content, ("set", "metrics", "notes", *names))
+    records.check_names("the share", content.array_records.get("set", {}), ("images",))
+    metrics = records.metric_record(content, "metrics")
+    own = ("teacher", "recover")
+    others = _others(metrics)
+    records.check_names(
+        "the share",
+        metrics,
+        [
+            *("partition-id", "num-examples", "counts"),
+            *(f"{what}-{stage}" for what in ("seconds", "from-store") for stage in _STAGES),
+            *(f"{name}{end}" for name in (*own, *others) for end in (_STEPS, _VALUES)),
+        ],
+    )
+    partition_id = records.integer(metrics, "partition-id")
+    counts = records.integers(metrics, "counts", most=len(request.counts))
+    if partition_id != request.partition_id or counts != request.counts:
+        raise WireError(
+            f"the share is of partition {partition_id} with {records.plain(str(counts), 80)} "
+            f"images per class; asked for partition {request.partition_id} with {request.counts}"
+        )
+    if records.integer(metrics, "num-examples") != sum(counts):
+        raise WireError(f"'num-examples' is not {sum(counts)}, the sum of its counts")
+    spec = request.spec
+    shape = (sum(counts), spec.channels, spec.size, spec.size)
+    notes = records.config_record(content, "notes")
+    records.check_names("the share", notes, ("warnings",))
     return Share(
         partition_id=partition_id,
-        images=images,
+        images=records.array(content, "set", "images", torch.uint8, shape),
         counts=tuple(counts),
         teachers=teachers,
         teacher_curve=_curve(metrics, "teacher"),
         recover_curve=_curve(metrics, "recover"),
-        curves={name.removeprefix(_OTHER): _curve(metrics, name) for name in _others(metrics)},
-        seconds={stage: records.number(metrics, f"seconds-{stage}") for stage in _STAGES},
-        from_store=tuple(stage for stage in _STAGES if metrics.get(f"from-store-{stage}")),
-        warnings=_warnings(records.config_record(content, "notes")),
+        curves={name.removeprefix(_OTHER): _curve(metrics, name) for name in others},
+        seconds={stage: _seconds(metrics, f"seconds-{stage}") for stage in _STAGES},
+        from_store=tuple(
+            stage for stage in _STAGES if records.integer(metrics, f"from-store-{stage}", least=0)
+        ),
+        warnings=tuple(_shortened(records.texts(notes, "warnings", _WARNINGS, _WARNING_LENGTH))),
     )
 
 
 def _encode_teachers(teachers: Sequence[Mapping[str, Tensor]]) -> dict[str, ArrayRecord]:
-    return {
-        f"teacher-{number}": ArrayRecord({key: Array(value) for key, value in state.items()})
-        for number, state in enumerate(teachers)
-    }
+    return {f"teacher-{number}": states.encode(state) for number, state in enumerate(teachers)}
 
 
-def _decode_teachers(content: RecordDict) -> tuple[Mapping[str, Tensor], ...]:
-    keys = [key for key in content.array_records if key.startswith("teacher-")]
-    keys.sort(key=lambda key: (len(key), key))  # 10 comes after 9
+def _decode_teachers(
+    content: RecordDict, config: Config, spec: DataSpec, partition_id: int
+) -> tuple[Mapping[str, Tensor], ...]:
+    """Read a client's teachers: all of them, or none."""
+    held = [key for key in content.array_records if key.startswith("teacher-")]
+    if not held:
+        return ()
+    models = config.teachers_of(partition_id)
+    names = [f"teacher-{number}" for number in range(len(models))]
+    records.check_names("the list of teachers", held, names)
     return tuple(
-        {name: records.tensor(name, array) for name, array in content.array_records[key].items()}
-        for key in keys
+        states.decode(content.array_records[name], states.form(model, spec), name)
+        for name, model in zip(names, models, strict=True)
     )
 
 
-def _warnings(record: Mapping[str, Any]) -> tuple[str, ...]:
-    value = record.get("warnings")
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise WireError(f"'warnings' is {value!r}; expected a list of texts")
-    return tuple(textwrap.shorten(item, _WARNING_LENGTH) for item in value[:_WARNINGS])
+def _machine(record: Mapping[str, Any]) -> dict[str, str]:
+    if len(record) > _FACTS:
+        raise WireError(f"the description holds {len(record)} facts; expected {_FACTS} at most")
+    for key in record:
+        if not key.isprintable() or len(key) > _NAME_LENGTH:
+            raise WireError(f"'{records.plain(key, 60)}' is no name of a fact about a machine")
+    return {key: _printable(record, key, _FACT_LENGTH) for key in record}
+
+
+def _printable(record: Mapping[str, Any], key: str, most: int) -> str:
+    """Read a text that will be shown: nothing in it may steer a terminal."""
+    found = records.text(record, key, most)
+    if not found.isprintable():
+        raise WireError(f"'{key}' holds signs that cannot be printed; expected one line of text")
+    return found
+
+
+def _model(text: str, spec: DataSpec) -> str:
+    """Check a client's own network: that it exists, and does not fill the memory."""
+    if not text:
+        return text
+    try:
+        found = states.largest(states.form(config_file.read_model(text, "its model"), spec))
+    except (UserError, ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        raise WireError(f"its model cannot be made: {records.plain(str(error))}") from error
+    if found > _MODEL_BYTES:
+        raise WireError(f"its model takes {found} bytes; accepted: {_MODEL_BYTES} at most")
+    return text
+
+
+def _pixels(record: Mapping[str, Any], images: int, spec: DataSpec) -> tuple[tuple[int, ...], ...]:
+    found = records.integers(record, "pixels", least=0, most=LEVELS * spec.channels)
+    if not found:
+        return ()
+    rows = [tuple(found[start : start + LEVELS]) for start in range(0, len(found), LEVELS)]
+    wanted = LEVELS * spec.channels
+    if len(found) != wanted or any(sum(row) != images * spec.size**2 for row in rows):
+        raise WireError(
+            f"'pixels' are {len(found)} counts; expected {LEVELS} for each of {spec.channels} "
+            f"channels, each of them {images} images of {spec.size} x {spec.size} in all"
+        )
+    return tuple(rows)
+
+
+def _shortened(warnings: Sequence[str]) -> list[str]:
+    return [records.plain(text, _WARNING_LENGTH) for text in warnings[:_WARNINGS]]
+
+
+def _seconds(record: Mapping[str, Any], key: str) -> float:
+    found = records.number(record, key)
+    if found < 0:
+        raise WireError(f"'{key}' is {found}; expected 0 or more")
+    return found
 
 
 def _curve(record: Mapping[str, Any], name: str) -> list[tuple[int, float]]:
-    steps = records.integers(record, f"{name}{_STEPS}")
-    values = record.get(f"{name}{_VALUES}")
-    if not isinstance(values, list) or len(values) != len(steps):
-        found = f"{len(values)} values" if isinstance(values, list) else "no values"
-        raise WireError(f"the curve '{name}' has {len(steps)} steps and {found}")
-    if len(steps) > _CURVE_LENGTH:
-        raise WireError(f"the curve '{name}' has {len(steps)} points; at most {_CURVE_LENGTH}")
-    return [(step, float(value)) for step, value in zip(steps, values, strict=True)]
+    steps = records.integers(record, f"{name}{_STEPS}", least=0, most=_CURVE_LENGTH)
+    values = records.numbers(record, f"{name}{_VALUES}")
+    if len(values) != len(steps):
+        raise WireError(f"the curve '{name}' has {len(steps)} steps and {len(values)} values")
+    if max(steps, default=0) > _LAST_STEP:
+        raise WireError(f"the curve '{name}' goes to step {max(steps)}; at most {_LAST_STEP}")
+    return list(zip(steps, values, strict=True))
 
 
 def _others(record: Mapping[str, Any]) -> list[str]:
@@ -252,5 +423,7 @@ def _others(record: Mapping[str, Any]) -> list[str]:
     names = sorted(key.removesuffix(_STEPS) for key in found)
     for name in names:
         if not _CURVE_NAME.fullmatch(name.removeprefix(_OTHER)):
-            raise WireError(f"{name[:80]!r} is no name of a curve; accepted: kind/what")
+            raise WireError(
+                f"'{records.plain(name, 80)}' is no name of a curve; accepted: kind/what"
+            )
     return names

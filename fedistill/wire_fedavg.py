@@ -4,19 +4,20 @@ Flower's own strategy names its messages and their records; what is added tells 
 is and what it trains.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from torch import Tensor
 
-from fedistill import records
+from fedistill import records, states
 from fedistill.config import Config
 from fedistill.errors import WireError
 from fedistill.images import DataSpec
 
 TRAIN = "train"  # a round, as Flower's strategy names it
+_METRICS = 1024  # bytes of an update beside its weights
+_MOST_SAMPLES = 10**12  # of a client: sums of them, and their shares, stay exact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +31,8 @@ class TrainRequest:
     weights: Mapping[str, Tensor]
 
 
-def encode_weights(weights: Mapping[str, Tensor]) -> ArrayRecord:
-    """Turn weights and buffers into the record that Flower's strategies average."""
-    return ArrayRecord({name: Array(tensor.cpu().numpy()) for name, tensor in weights.items()})
-
-
 def decode_weights(arrays: ArrayRecord) -> dict[str, Tensor]:
-    """Read what `encode_weights` wrote."""
+    """Read weights that come from this process: an average of what was checked."""
     return {name: records.tensor(name, array) for name, array in arrays.items()}
 
 
@@ -68,14 +64,18 @@ def decode_train_request(content: RecordDict) -> TrainRequest:
         spec=spec,
         partition_id=partition_id,
         server_round=records.integer(records.config_record(content, "config"), "server-round"),
-        weights=decode_weights(content.array_records["arrays"]),
+        weights=states.decode(
+            content.array_records["arrays"],
+            states.form(config.teacher_model(partition_id), spec),
+            "the request",
+        ),
     )
 
 
 def encode_update(weights: Mapping[str, Tensor], num_examples: int, loss: float) -> RecordDict:
     """Answer `train` as FedAvg expects it: one record of arrays, one of metrics."""
     metrics = MetricRecord({"num-examples": num_examples, "train-loss": loss})
-    return RecordDict({"arrays": encode_weights(weights), "metrics": metrics})
+    return RecordDict({"arrays": states.encode(weights), "metrics": metrics})
 
 
 def check_update(content: RecordDict, own: Mapping[str, Tensor]) -> tuple[int, float]:
@@ -91,26 +91,16 @@ def check_update(content: RecordDict, own: Mapping[str, Tensor]) -> tuple[int, f
     Raises:
         WireError: it is not a state of this network, or has no weight in the average.
     """
+    form = states.form_of(own)
+    records.check_size(content, states.largest(form) + _METRICS)
     metrics = records.metric_record(content, "metrics")
-    if set(content) != {"arrays", "metrics"} or set(metrics) != {"num-examples", "train-loss"}:
-        raise WireError(f"the update holds {sorted(content)} with {sorted(metrics)}")
-    samples, loss = records.integer(metrics, "num-examples"), records.number(metrics, "train-loss")
-    if samples < 1:
-        raise WireError(f"'num-examples' is {samples}; expected 1 or more")
-    if not math.isfinite(loss):
-        raise WireError(f"'train-loss' is {loss}; expected a finite number")
-    if not isinstance(content["arrays"], ArrayRecord):
+    records.check_names("the update", content, ("arrays", "metrics"))
+    records.check_names("the update", metrics, ("num-examples", "train-loss"))
+    samples = records.integer(metrics, "num-examples", least=1)
+    if samples > _MOST_SAMPLES:
+        raise WireError(f"'num-examples' is {samples}; expected {_MOST_SAMPLES} at most")
+    loss = records.number(metrics, "train-loss")
+    if "arrays" not in content.array_records:
         raise WireError("'arrays' are no arrays")
-    found = decode_weights(content["arrays"])
-    if found.keys() != own.keys():
-        odd = sorted(found.keys() ^ own.keys())
-        raise WireError(f"the weights are of another network: {odd[:3]} on one side alone")
-    for name, tensor in found.items():
-        if (tensor.dtype, tensor.shape) != (own[name].dtype, own[name].shape):
-            raise WireError(
-                f"'{name}' is {tensor.dtype} {tuple(tensor.shape)}; expected "
-                f"{own[name].dtype} {tuple(own[name].shape)}"
-            )
-        if not bool(tensor.isfinite().all()):
-            raise WireError(f"'{name}' holds values that are not finite")
+    states.decode(content.array_records["arrays"], form, "the update")
     return samples, loss

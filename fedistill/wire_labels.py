@@ -18,6 +18,7 @@ from fedistill.errors import WireError
 from fedistill.images import DataSpec
 
 LABEL = "query.label"
+_OVERHEAD = 1024  # bytes of an answer beside its logits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,19 +97,27 @@ def encode_answers(partition_id: int, logits: Tensor) -> RecordDict:
     )
 
 
+def largest(request: LabelRequest) -> int:
+    """Return the most bytes that the answer to a request can hold."""
+    return 2 * int(request.mine.sum()) * request.spec.num_classes + _OVERHEAD
+
+
 def decode_answers(content: RecordDict, request: LabelRequest) -> Tensor:
     """Read a client's logits and check that they are what was asked for.
 
     Raises:
         WireError: they are not.
     """
-    partition_id = records.integer(records.metric_record(content, "metrics"), "partition-id")
+    records.check_size(content, largest(request))
+    metrics = records.metric_record(content, "metrics")
+    shape = (int(request.mine.sum()), request.spec.num_classes)
+    logits = records.array(content, "labels", "logits", torch.float16, shape)
+    records.check_names("the answer", content, ("metrics", "labels"))
+    records.check_names("the answer", metrics, ("partition-id",))
+    records.check_names("the answer", content.array_records["labels"], ("logits",))
+    partition_id = records.integer(metrics, "partition-id")
     if partition_id != request.partition_id:
         raise WireError(f"the labels are of partition {partition_id}, not {request.partition_id}")
-    logits = records.array(content, "labels", "logits", torch.float16)
-    shape = (int(request.mine.sum()), request.spec.num_classes)
-    if tuple(logits.shape) != shape:
-        raise WireError(f"logits are {tuple(logits.shape)}; expected {shape}")
     if not bool(logits.isfinite().all()):
         raise WireError("the logits hold values that are not finite")
     return logits

@@ -21,7 +21,7 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.run import Run
 from torch import Tensor
 
-from fedistill import rows, wire_fedavg
+from fedistill import rows, states, wire_fedavg
 from fedistill.config import Config
 from fedistill.cores import set_threads
 from fedistill.errors import RunError, WireError
@@ -91,7 +91,7 @@ def run(grid: Grid, nodes: Mapping[int, int], evaluator: Evaluator, report: Repo
     try:
         strategy.start(
             grid=ours,
-            initial_arrays=wire_fedavg.encode_weights(model.state_dict()),
+            initial_arrays=states.encode(model.state_dict()),
             num_rounds=rounds,
             evaluate_fn=evaluate,
         )

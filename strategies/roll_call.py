@@ -133,7 +133,7 @@ def _simulation(
     found = {}
     for client, content in exchange.ask(grid, wire.DESCRIBE, contents):
         try:
-            description = wire.decode_description(content, spec.num_classes)
+            description = wire.decode_description(content, spec)
         except WireError as error:
             exchange.fail(client, f"its description was refused: {error}")
             continue
@@ -180,13 +180,13 @@ class Devices:
         return wire.encode_describe_request(self.exchange.config, self.spec, UNNUMBERED)
 
     def _remembered(self) -> dict[int, Description] | None:
-        request, classes = self._request(), self.spec.num_classes
+        request = self._request()
         found = {}
         for client, who in self.kept.roll.items():
             content = self.exchange.recall(client, wire.DESCRIBE, request)
             if content is None:
                 return None
-            found[client] = wire.decode_description(content, classes)
+            found[client] = wire.decode_description(content, self.spec)
             self.exchange.names[client] = found[client].name or who
         log(INFO, "describe: %s devices are known from before", len(found))
         return found
@@ -201,7 +201,7 @@ class Devices:
         replies = exchange.replies(self.grid, messages, refused.__setitem__, _PATIENCE_S)
         for node, reply in replies:
             try:
-                found[node] = wire.decode_description(reply.content, self.spec.num_classes)
+                found[node] = wire.decode_description(reply.content, self.spec)
                 contents[node] = reply.content
             except WireError as error:
                 refused[node] = f"its description was refused: {error}"

@@ -2,32 +2,37 @@
 
 import numpy as np
 import torch
-from fakes import tiny_config, tiny_spec
+from fakes import tiny_config, tiny_spec, tiny_teacher
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from fedistill import wire
 from fedistill.shares import Share
 from fedistill.wire import DistillRequest
 
-CONFIG = tiny_config()
+CONFIG = tiny_config(teacher={"count": 2})
+TEACHER = tiny_teacher().state_dict()
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
-states = st.dictionaries(
-    st.text("abc.", min_size=1, max_size=6),
-    st.one_of(
-        st.lists(finite, max_size=5).map(lambda values: torch.tensor(values, dtype=torch.float32)),
-        st.integers(-(2**62), 2**62).map(torch.tensor),
-        st.lists(st.integers(0, 255), max_size=5).map(
-            lambda values: torch.tensor(values, dtype=torch.uint8)
-        ),
-    ),
-    min_size=1,
-    max_size=4,
-)
+
+
+@st.composite
+def teachers(draw: st.DrawFn) -> dict[str, Tensor]:
+    """A state with numbers of any size, at any places."""
+    state = {
+        name: tensor.clone(memory_format=torch.contiguous_format)
+        for name, tensor in TEACHER.items()
+    }
+    for name in draw(st.lists(st.sampled_from(sorted(state)), max_size=4)):
+        tensor = state[name].view(-1)
+        value = draw(finite if tensor.is_floating_point() else st.integers(0, 2**62))
+        tensor[draw(st.integers(0, len(tensor) - 1))] = abs(value) if "var" in name else value
+    return state
+
+
 curves = st.lists(st.tuples(st.integers(0, 10**6), finite), max_size=4)
-
-
+seconds = st.floats(0, 1e9)
 names = st.from_regex(r"[a-z]+/[a-z0-9_-]{1,20}", fullmatch=True)
 
 
@@ -41,11 +46,11 @@ def shares(draw: st.DrawFn) -> Share:
         partition_id=draw(st.integers(0, 2**31)),
         images=torch.from_numpy(pixels.astype(np.uint8)),
         counts=counts,
-        teachers=tuple(draw(st.lists(states, min_size=1, max_size=3))),
+        teachers=(draw(teachers()), draw(teachers())),
         teacher_curve=draw(curves),
         recover_curve=draw(curves),
         curves=draw(st.dictionaries(names, curves, max_size=3)),
-        seconds={"squeeze": draw(finite), "recover": draw(finite)},
+        seconds={"squeeze": draw(seconds), "recover": draw(seconds)},
     )
 
 

@@ -82,9 +82,7 @@ FLOORS = [
         "fedistill.embedding",
         "fedistill.models",
         "fedistill.report.page",
-        "fedistill.wire",
-        "fedistill.wire_fedavg",
-        "fedistill.wire_labels",
+        "fedistill.states",
     ],
     [
         "fedistill.losses.bottleneck",
@@ -93,6 +91,9 @@ FLOORS = [
         "fedistill.report.recorded",
         "fedistill.student",
         "fedistill.teacher",
+        "fedistill.wire",
+        "fedistill.wire_fedavg",
+        "fedistill.wire_labels",
     ],
     [
         "fedistill.matching_options",
@@ -158,6 +159,7 @@ NEIGHBOUR = {
 FLOWER = {
     "fedistill.client_app",
     "fedistill.records",
+    "fedistill.states",
     "fedistill.wire",
     "fedistill.wire_labels",
     "fedistill.wire_fedavg",

@@ -7,14 +7,14 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
-from fakes import tiny_config, tiny_images, tiny_spec, tiny_teacher
+from fakes import CONVNET, tiny_config, tiny_images, tiny_spec, tiny_teacher
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 
-from fedistill import whitening, wire, wire_fedavg
+from fedistill import config_file, states, whitening, wire, wire_fedavg
 from fedistill.errors import WireError
 from fedistill.shares import Share
-from fedistill.wire import Description, DistillRequest
+from fedistill.wire import DescribeRequest, Description, DistillRequest
 
 SPEC = tiny_spec()
 WHITENED = replace(SPEC, zca=whitening.fit(tiny_images().images))
@@ -67,10 +67,11 @@ def test_of_a_clients_warnings_only_so_many_are_read():
 
 
 def test_several_teachers_keep_their_order():
-    states = tuple({"weight": torch.tensor([float(number)])} for number in range(12))
+    request = replace(REQUEST, config=tiny_config(teacher={"count": 12}))
+    states = tuple({**TEACHER, "classifier.bias": torch.full((3,), n / 8)} for n in range(12))
     share = replace(SHARE, teachers=states)
-    arrived = wire.decode_share(sent(wire.encode_share(share)), REQUEST).teachers
-    assert [state["weight"].item() for state in arrived] == list(range(12))
+    arrived = wire.decode_share(sent(wire.encode_share(share)), request).teachers
+    assert [state["classifier.bias"][0].item() for state in arrived] == [n / 8 for n in range(12)]
 
 
 def test_a_request_arrives_whole():
@@ -82,9 +83,20 @@ def test_a_request_arrives_whole():
 
 def test_a_describe_request_and_its_answer_arrive_whole():
     request = sent(wire.encode_describe_request(CONFIG, SPEC, 4))
-    assert wire.decode_describe_request(request) == (CONFIG, SPEC, 4)
-    description = Description(4, [3, 0, 9], {"torch": "2.11", "gpu": ""})
-    assert wire.decode_description(sent(wire.encode_description(description)), 3) == description
+    assert wire.decode_describe_request(request) == DescribeRequest(CONFIG, SPEC, 4)
+    description = Description(
+        4,
+        [3, 0, 9],
+        {"torch": "2.11", "gpu": ""},
+        name="ward 3, left",
+        model=config_file.dump_model(CONVNET),
+        unknown_classes=("yak",),
+        pixels=((12 * 64 - 5, 5, *[0] * 254),),
+        held_out=7,
+    )
+    assert wire.decode_description(sent(wire.encode_description(description)), SPEC) == description
+    assert wire.model_of(description) == CONVNET
+    assert wire.model_of(replace(description, model="")) is None
 
 
 def test_a_whitening_arrives_with_the_request_for_images_alone():
@@ -93,7 +105,7 @@ def test_a_whitening_arrives_with_the_request_for_images_alone():
     assert wire.decode_distill_request(sent(content)) == request
     assert wire.size(content) > wire.size(wire.encode_distill_request(REQUEST)) + 4 * 64 * 64
     description = sent(wire.encode_describe_request(CONFIG, WHITENED, 4))
-    assert wire.decode_describe_request(description) == (CONFIG, SPEC, 4)
+    assert wire.decode_describe_request(description) == DescribeRequest(CONFIG, SPEC, 4)
     assert not description.array_records
 
 
@@ -234,7 +246,7 @@ def test_a_malformed_share_is_a_wire_error(change: Callable[[RecordDict], object
 def test_a_malformed_description_is_a_wire_error(histogram: list[int]):
     content = wire.encode_description(Description(0, histogram, {}))
     with pytest.raises(WireError, match="histogram"):
-        wire.decode_description(sent(content), 3)
+        wire.decode_description(sent(content), SPEC)
 
 
 @pytest.mark.parametrize("record", ["metrics", "machine"])
@@ -242,7 +254,7 @@ def test_a_description_with_a_record_missing_is_a_wire_error(record: str):
     content = wire.encode_description(Description(0, [1, 2, 3], {}))
     del content[record]
     with pytest.raises(WireError, match=record):
-        wire.decode_description(sent(content), 3)
+        wire.decode_description(sent(content), SPEC)
 
 
 def test_a_request_with_a_record_missing_is_a_wire_error():
@@ -258,9 +270,7 @@ def test_a_request_with_a_key_missing_is_a_wire_error(key: str):
         wire.decode_distill_request(content)
 
 
-GAME = RecordDict(
-    {"arrays": wire_fedavg.encode_weights(TEACHER), "config": ConfigRecord({"server-round": 2})}
-)
+GAME = RecordDict({"arrays": states.encode(TEACHER), "config": ConfigRecord({"server-round": 2})})
 
 
 def test_a_round_of_fedavg_arrives_whole():
@@ -293,13 +303,13 @@ def put_weight(name: str, array: np.ndarray) -> Callable[[RecordDict], None]:
 
 
 NO_UPDATES: dict[str, tuple[Callable[[RecordDict], object], str]] = {
-    "no weights": (lambda content: content.pop("arrays"), "the update holds"),
+    "no weights": (lambda content: content.pop("arrays"), "the update has"),
     "no metrics": (lambda content: content.pop("metrics"), "metrics"),
-    "more than an update": (lambda c: c.update({"more": ArrayRecord()}), "the update holds"),
-    "no samples": (put_metric("num-examples", 0), "is 0; expected 1 or more"),
+    "more than an update": (lambda c: c.update({"more": ArrayRecord()}), "the update has"),
+    "no samples": (put_metric("num-examples", 0), "is 0; expected an integer of 1 or more"),
     "samples that are none": (put_metric("num-examples", 2.5), "num-examples"),
-    "no count of samples": (lambda c: metrics_of(c).pop("num-examples"), "the update holds"),
-    "a metric of its own": (put_metric("more", 1), "the update holds"),
+    "no count of samples": (lambda c: metrics_of(c).pop("num-examples"), "the update has"),
+    "a metric of its own": (put_metric("more", 1), "the update has"),
     "a loss that is none": (put_metric("train-loss", float("nan")), "train-loss"),
     "losses": (put_metric("train-loss", [1.0]), "train-loss"),
     "weights that are metrics": (
