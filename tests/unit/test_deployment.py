@@ -1,0 +1,135 @@
+import re
+
+import pytest
+from fakes import tiny_config
+
+from fedistill import deployment, progress, results
+from fedistill.errors import ConfigError, OutputError, RunError
+from fedistill.flower_output import parse_status
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    folder = tmp_path / "home"
+    folder.mkdir()
+    monkeypatch.setenv("FLWR_HOME", str(folder))
+    (folder / "config.toml").write_text(
+        '[superlink]\ndefault = "clinic"\n[superlink.clinic]\naddress = "10.0.0.1:8000"\n'
+        "[superlink.local]\noptions.num-supernodes = 2\n"
+    )
+    return folder
+
+
+def test_a_superlink_is_known_by_flowers_own_file(home):
+    deployment.check_superlink("clinic")
+    with pytest.raises(ConfigError, match=r"(?s)did you mean 'clinic'.*root-certificates"):
+        deployment.check_superlink("clinik")
+    with pytest.raises(ConfigError, match="no SuperLink called 'local' with an address"):
+        deployment.check_superlink("local")
+    (home / "config.toml").unlink()
+    with pytest.raises(ConfigError, match="it names none"):
+        deployment.check_superlink("clinic")
+    (home / "config.toml").write_text("[superlink")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        deployment.check_superlink("clinic")
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"baselines": ["random", "ensemble"]}, "baselines holds random, which takes real images"),
+        ({"baselines": ["full_data"]}, "accepted: hard_label, ensemble"),
+        ({"student": {"ranking": True}}, "student.ranking is true"),
+        ({"tracking": {"uri": "http://me:secret@host:5000"}}, "MLFLOW_TRACKING_PASSWORD"),
+        ({"sweep": {"clients": [1, 2]}}, "sweep=null"),
+    ],
+)
+def test_what_only_a_simulation_can_do_is_refused(sections, words):
+    with pytest.raises(ConfigError, match=re.escape(words)) as caught:
+        deployment.check(tiny_config(**sections))
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["../etc", "a/b", "/abs", "", ".", "a\n", "x" * 101, "..", "-x"])
+def test_a_path_is_no_name_of_a_run(name):
+    with pytest.raises(ConfigError, match="accepted: letters"):
+        deployment.folder_of(name)
+
+
+def test_runs_lie_where_the_server_says(monkeypatch, tmp_path):
+    monkeypatch.setenv(deployment.RUNS, str(tmp_path))
+    assert deployment.folder_of("mnist-0a1b") == tmp_path / "mnist-0a1b"
+
+
+def test_a_folder_on_the_server_goes_on_with_the_same_run_alone(tmp_path):
+    deployment.open_on_server(tmp_path / "run", "name: a\n")
+    results.write_failure(tmp_path / "run", RunError("killed"))
+    deployment.open_on_server(tmp_path / "run", "name: a\n")
+    assert results.read_failure(tmp_path / "run") is None
+    with pytest.raises(OutputError, match="another run"):
+        deployment.open_on_server(tmp_path / "run", "name: b\n")
+    results.write_json(tmp_path / "run" / results.RESULT, {})
+    with pytest.raises(OutputError, match="with its results"):
+        deployment.open_on_server(tmp_path / "run", "name: a\n")
+
+
+def test_an_output_folder_is_continued_by_the_same_command_alone(tmp_path):
+    output = tmp_path / "my run!"
+    one, two = tiny_config(), tiny_config(seed=1)
+    note = deployment._claim(output, one, "clinic")
+    assert re.fullmatch(r"my-run-[0-9a-f]{8}", note["name"])
+    assert deployment._claim(output, one, "clinic") == note
+    with pytest.raises(OutputError, match="another config"):
+        deployment._claim(output, two, "clinic")
+    with pytest.raises(OutputError, match="SuperLink 'clinic'"):
+        deployment._claim(output, one, "other")
+    (output / results.RESULT).write_text("{}")
+    with pytest.raises(OutputError, match="has its results"):
+        deployment._claim(output, one, "clinic")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.tex").write_text("")
+    with pytest.raises(OutputError, match=r"thesis\.tex"):
+        deployment._claim(tmp_path / "taken", one, "clinic")
+
+
+def test_results_that_cannot_be_reached_are_not_lost(tmp_path, monkeypatch):
+    monkeypatch.setenv(deployment.RUNS, str(tmp_path / "runs"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    output = tmp_path / "out"
+    output.mkdir()
+    with pytest.raises(RunError, match=r"\$FEDISTILL_RUNS/mnist-1 on the machine"):
+        deployment.fetch(tiny_config(), output, "mnist-1")
+    there = tmp_path / "runs" / "mnist-1"
+    results.write_json(there / results.RESULT, {"name": "x"})
+    (there / deployment.REPLIES).mkdir()
+    (there / ".sweep.lock").touch()
+    deployment.fetch(tiny_config(), output, "mnist-1")
+    assert [path.name for path in output.iterdir()] == [results.RESULT]
+
+
+def test_a_log_carries_progress_and_failure():
+    lines = list[str]()
+    worker = progress.Progress("server", on_event=progress.to_log(lines.append))
+    for done in range(101):
+        worker.report("label", done, 100)
+    worker.report("evaluate", 0, 10)
+    assert len(lines) == 3  # the first, the last, the next stage; not a hundred
+    event = progress.Event.from_line(progress.from_log("INFO :      " + lines[1]) or b"")
+    assert event is not None
+    assert (event.who, event.stage, event.done, event.finished) == ("server", "label", 100, True)
+    assert progress.from_log("progress: no event") is None
+    assert progress.from_log("INFO : something else") is None
+
+    line = "INFO :      " + results.failure_line(ConfigError("no\nsuch key"))
+    assert results.failure_from_log(line) == {
+        "error": "ConfigError", "user_error": True, "message": "no\nsuch key",
+    }  # fmt: skip
+    assert results.failure_from_log("the run failed: {}") is None
+    assert results.failure_from_log("the run failed: {") is None
+
+
+def test_status_is_read_from_flowers_list():
+    answer = '{"runs": [{"run-id": "7", "status": "running"}]}'
+    assert parse_status(answer, "7") == "running"
+    assert parse_status(answer, "8") == ""
+    assert parse_status("Error: no such SuperLink", "7") == ""

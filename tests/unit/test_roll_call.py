@@ -1,0 +1,53 @@
+import re
+
+import pytest
+
+from fedistill.wire import Description
+from strategies.roll_call import identity, number
+
+
+def device(partition_id: int = -1, name: str = "") -> Description:
+    return Description(partition_id, [1, 2], {}, name=name)
+
+
+def test_claimed_places_are_kept_and_the_others_go_by_name_then_node():
+    found = {30: device(1), 10: device(name="b"), 40: device(), 20: device(name="a")}
+    roll = number(found, 4)
+    # Nameless ones come first, as an empty name sorts; 1 is taken.
+    assert roll.nodes == {0: 40, 1: 30, 2: 20, 3: 10}
+    assert list(roll.descriptions) == [0, 1, 2, 3]
+    assert roll.refused == {}
+
+
+def test_the_order_of_arrival_does_not_matter():
+    found = {n: device(name=name) for n, name in ((7, "x"), (3, "y"), (5, "z"))}
+    backwards = dict(reversed(found.items()))
+    assert number(found, 3).nodes == number(backwards, 3).nodes == {0: 7, 1: 3, 2: 5}
+
+
+@pytest.mark.parametrize(
+    ("found", "clients", "refused", "words"),
+    [
+        ({1: device(5), 2: device(0)}, 2, 1, r"partition-id is 5 .* accepted: 0 to 1"),
+        ({1: device(0), 2: device(0)}, 2, 2, r"another node \(1\) has its id 0"),
+        ({1: device(name="a"), 2: device(name="a")}, 2, 2, "has its name a"),
+        ({1: device(name="a"), 2: device(name="b")}, 1, 2, r"partition\.clients is 1"),
+    ],
+)
+def test_who_has_no_place_is_told_why(found, clients, refused, words):
+    roll = number(found, clients)
+    assert list(roll.refused) == [refused]
+    assert re.search(words, roll.refused[refused])
+    assert refused not in roll.nodes.values()
+
+
+def test_after_a_restart_everybody_has_their_number_again():
+    found = {1: device(name="a"), 2: device(name="b"), 3: device()}
+    first = number(found, 3)
+    known = {n: identity(it, first.nodes[n]) for n, it in first.descriptions.items()}
+    # New node ids, except where the id is all there is; one has not come back, one is new.
+    later = {9: device(name="b"), 3: device(), 4: device(name="c")}
+    again = number(later, 3, known)
+    assert again.nodes == {n: {"b": 9, "": 3}[first.descriptions[n].name] for n in again.nodes}
+    assert {first.descriptions[n].name for n in again.nodes} == {"b", ""}
+    assert "begun without it" in again.refused[4]
