@@ -9,77 +9,39 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
-from fedistill.rules import Rule, above_zero, areas, at_least, below_one, check, part, share
+from fedistill.config_data import DEVICES, DataConfig, PartitionConfig
+from fedistill.config_rows import (
+    CORESETS,
+    NEED_TEACHERS,
+    NEED_TRAINING_IMAGES,
+    TESTED_ON_SERVER,
+    Baseline,
+    EvaluateConfig,
+    FedAvgConfig,
+)
+from fedistill.rules import STRICT, Rule, above_zero, areas, at_least, below_one, check, share
 
-# How pydantic reads a section, and the options of a part: no unknown keys, no nan, no infinity.
-STRICT: Mapping[str, Any] = {"extra": "forbid", "strict": False, "allow_inf_nan": False}
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Which images.
-
-    `name` is digits, mnist, cifar10, cifar100, a hub name, a folder of parquet files, or a
-    folder of class folders. `fraction` keeps that share of every class of the training split.
-    `validation` holds out that share of the training split and tests on it instead of on the
-    test split: use it for tuning. `size` resizes every image to that many pixels a side.
-    `flip` says whether a mirrored image keeps its class; left out, the data set decides.
-    `zca` whitens what networks see (fitted on the training split) in place of mean and std.
-    """
-
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
-    name: str = "digits"
-    fraction: float = 1.0
-    validation: float = 0.0
-    size: int | None = None
-    flip: bool | None = None
-    zca: bool = False
-
-    def __post_init__(self) -> None:
-        check(
-            at_least(self, 4, "size"),
-            part(self, "fraction"),
-            below_one(self, "validation"),
-        )
-
-
-_PARTITION_OPTIONS: Mapping[str, Mapping[str, Any]] = {
-    "iid": {},
-    "dirichlet": {"alpha": 0.5},
-    "pathological": {"classes_per_client": 2},
-    "shards": {"shards_per_client": 2},
-    "quantity": {"alpha": 0.5},
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class PartitionConfig:
-    """How the training split is dealt to the clients.
-
-    `alpha` is for dirichlet and quantity (default 0.5), `classes_per_client` for pathological (2),
-    `shards_per_client` for shards (2).
-    """
-
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
-    name: Literal["iid", "dirichlet", "pathological", "shards", "quantity"] = "iid"
-    clients: int = 5
-    alpha: float | None = None
-    classes_per_client: int | None = None
-    shards_per_client: int | None = None
-    min_samples: int = 1
-
-    def __post_init__(self) -> None:
-        own = _PARTITION_OPTIONS[self.name]
-        others = {key for keys in _PARTITION_OPTIONS.values() for key in keys} - own.keys()
-        odd = sorted(key for key in others if getattr(self, key) is not None)
-        for key, value in own.items():
-            if getattr(self, key) is None:
-                object.__setattr__(self, key, value)
-        check(
-            (not odd, f"{', '.join(odd)} has no meaning for partition '{self.name}'; remove it"),
-            at_least(self, 1, "clients", "classes_per_client", "shards_per_client", "min_samples"),
-            above_zero(self, "alpha"),
-        )
+__all__ = [
+    "DEVICES",
+    "STRICT",
+    "Baseline",
+    "Config",
+    "CotrainConfig",
+    "DataConfig",
+    "DistillConfig",
+    "EvaluateConfig",
+    "FedAvgConfig",
+    "FederationConfig",
+    "ModelConfig",
+    "PartitionConfig",
+    "PrivacyConfig",
+    "RegularizerConfig",
+    "RelabelConfig",
+    "StudentConfig",
+    "SweepConfig",
+    "TeacherConfig",
+    "TrackingConfig",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,6 +281,18 @@ class FederationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrivacyConfig:
+    """What may leave a real device; a simulation's clients are no devices.
+
+    `allow_real_images` lets devices send images that show real ones, for the methods that make
+    such (README.md, Methods). A device may still forbid it in its node config.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
+    allow_real_images: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
     """Where MLflow records the run; null: a sqlite store in the current folder."""
 
@@ -357,30 +331,6 @@ def _repeats(values: tuple[Any, ...]) -> bool:
     return len(set(values)) < len(values)
 
 
-Baseline = Literal[
-    "random", "herding", "k_center", "hard_label", "ensemble", "weight_average", "fedavg",
-    "full_data",
-]  # fmt: skip
-_CORESETS = ("random", "herding", "k_center")  # sets of real images, made by distillers so named
-_NEED_TEACHERS = ("herding", "k_center", "ensemble", "weight_average")  # on the server
-
-
-@dataclass(frozen=True, kw_only=True)
-class FedAvgConfig:
-    """The baseline `fedavg`: how long the clients' `model` is trained by federated averaging.
-
-    `epochs` is what each client trains in one round, with the teachers' recipe otherwise; left
-    out, as many as a teacher, so that the first round is what papers call one-shot FedAvg.
-    """
-
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
-    rounds: int = 5
-    epochs: int | None = None
-
-    def __post_init__(self) -> None:
-        check(at_least(self, 1, "rounds", "epochs"))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """One experiment."""
@@ -399,6 +349,8 @@ class Config:
     student: StudentConfig = field(default_factory=StudentConfig)
     baselines: tuple[Baseline, ...] = ()
     fedavg: FedAvgConfig = field(default_factory=FedAvgConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     federation: FederationConfig = field(default_factory=FederationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     sweep: SweepConfig | None = None
@@ -418,6 +370,8 @@ class Config:
             _one_network("fedavg", self.baselines, "model", self._own_models),
             _one_network("weight_average", self.baselines, "the teachers", self.teacher_models),
             *self._rules_of_labels_at_home(),
+            *self._rules_of_tests_at_home(),
+            *self._rules_of_devices(),
             (
                 re.fullmatch(r"[\w][\w. -]*", self.name) is not None,
                 f"name is {self.name!r}; accepted: letters, digits, '_', '-', '.' and spaces "
@@ -429,8 +383,8 @@ class Config:
         """Rules: nothing needs a teacher on the server when all of them stay at home."""
         if self.relabel.at == "server":
             return []
-        others = [name for name in get_args(Baseline) if name not in _NEED_TEACHERS]
-        wanted = [name for name in self.baselines if name in _NEED_TEACHERS]
+        others = [name for name in get_args(Baseline) if name not in NEED_TEACHERS]
+        wanted = [name for name in self.baselines if name in NEED_TEACHERS]
         return [
             (
                 not wanted,
@@ -444,6 +398,53 @@ class Config:
             ),
         ]
 
+    def _rules_of_tests_at_home(self) -> list[Rule]:
+        """Rules: what the devices test are students."""
+        if self.evaluate.at == "server":
+            return []
+        others = [name for name in get_args(Baseline) if name not in TESTED_ON_SERVER]
+        wanted = [name for name in self.baselines if name in TESTED_ON_SERVER]
+        return [
+            (
+                not wanted,
+                f"baselines holds {', '.join(wanted)}, tested on the server, and evaluate.at is "
+                f"clients; accepted: {', '.join(others)}, or evaluate.at: server",
+            ),
+            (
+                self.data.validation == 0,
+                f"data.validation is {self.data.validation}, held out on the server, and "
+                "evaluate.at is clients; accepted: 0, or evaluate.at: server",
+            ),
+        ]
+
+    def _rules_of_devices(self) -> list[Rule]:
+        """Rules: nothing needs images of the server's where it has none."""
+        if self.data.name != DEVICES:
+            return []
+        wanted = [name for name in self.baselines if name in NEED_TRAINING_IMAGES]
+        return [
+            (
+                self.evaluate.at == "clients",
+                f"data.name is {DEVICES}, so that the server has no images to test on; accepted: "
+                "evaluate.at: clients",
+            ),
+            (
+                not wanted,
+                f"baselines holds {', '.join(wanted)}, made of training images on the server, and "
+                f"data.name is {DEVICES}; remove it",
+            ),
+            (
+                not self.student.ranking,
+                "student.ranking is true, which compares with real images on the server, and "
+                f"data.name is {DEVICES}; set it to false",
+            ),
+            (
+                self.sweep is None,
+                f"sweep is given, which deals out the server's images, and data.name is {DEVICES}; "
+                "remove it",
+            ),
+        ]
+
     @property
     def coresets(self) -> tuple[str, ...]:
         """Baselines that are sets of real images: each is a distiller's name.
@@ -451,7 +452,7 @@ class Config:
         DD-Ranking's scores need random ones.
         """
         wanted = {*self.baselines, *(["random"] if self.student.ranking else [])}
-        return tuple(name for name in _CORESETS if name in wanted)
+        return tuple(name for name in CORESETS if name in wanted)
 
     def teacher_model(self, partition_id: int) -> ModelConfig:
         """Return the model of one client: a list in the config is dealt round-robin."""

@@ -113,7 +113,10 @@ def tensor(
 def held(content: RecordDict) -> int:
     """Return about how many bytes a message's content holds, without a copy of it."""
     arrays = (item for record in content.array_records.values() for item in record.items())
-    others = [*content.metric_records.values(), *content.config_records.values()]
+    others: list[Mapping[str, Any]] = [
+        *content.metric_records.values(),
+        *content.config_records.values(),
+    ]
     values = (item for record in others for item in record.items())
     return (
         sum(len(key) for key in content)

@@ -1,6 +1,10 @@
 """Rules that options must follow; what breaks them is told all at once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
+
+# How pydantic reads a section, and the options of a part: no unknown keys, no nan, no infinity.
+STRICT: Mapping[str, Any] = {"extra": "forbid", "strict": False, "allow_inf_nan": False}
 
 Rule = tuple[bool, str]  # whether it holds, and what to say where it does not
 

@@ -6,7 +6,7 @@ are looked for, not assumed. `data.py` decodes what is found here.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,10 +24,11 @@ HUB_NAMES = {
     "cifar100": "uoft-cs/cifar100",
 }
 _HUB_PATTERN = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+SPLITS = ("train", "test")
 _TEST_SPLITS = ("test", "validation", "valid", "val")
 _LABEL_COLUMNS = ("fine_label", "label", "labels", "class", "class_name", "target", "targets", "y")
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-_LAYOUTS = (
+LAYOUTS = (
     "accepted: parquet files named train-* and test-*, or class folders train/CLASS/*.png "
     "and test/CLASS/*.png"
 )
@@ -54,6 +55,8 @@ class Sample(NamedTuple):
 class Source:
     """A data set that was found; `train` and `test` read it while one walks through, once.
 
+    A split that it does not have is empty.
+
     Attributes:
         place: what to call it in a message.
         class_names: None where the labels themselves are the names.
@@ -79,7 +82,7 @@ def local_folder(name: str) -> Path | None:
     if folder.is_dir():
         return folder.resolve()
     if folder.exists():
-        raise DataError(f"data.name is '{name}', a file; give the folder that holds it; {_LAYOUTS}")
+        raise DataError(f"data.name is '{name}', a file; give the folder that holds it; {LAYOUTS}")
     if not _HUB_PATTERN.fullmatch(name):
         raise DataError(
             f"data.name is '{name}'; there is no such folder; accepted: digits, "
@@ -88,23 +91,25 @@ def local_folder(name: str) -> Path | None:
     return None
 
 
-def find(name: str) -> Source:
+def find(name: str, needed: Sequence[str] = SPLITS) -> Source:
     """Find a data set.
 
     Args:
         name: what `data.name` says.
+        needed: the splits that it must have. Class folders that lie in no split are the training
+            split where no other one is needed.
 
     Raises:
-        DataError: it is missing or broken, or has no images, no labels or no test split.
+        DataError: it is missing or broken, or has no images, no labels or not the splits needed.
     """
     if name == "digits":
         return _digits()
     folder = local_folder(name)
     if folder is None:
-        return _from_tables(_hub_tables(name), name)
+        return _from_tables(_hub_tables(name), name, needed)
     if any(folder.rglob("*.parquet")):
-        return _from_tables(_parquet_tables(folder), str(folder))
-    return _from_class_folders(folder)
+        return _from_tables(_parquet_tables(folder), str(folder), needed)
+    return _from_class_folders(folder, needed)
 
 
 def _digits() -> Source:
@@ -157,30 +162,34 @@ def _parquet_tables(folder: Path) -> Mapping[str, Any]:
         # Streaming: no second copy of the files in the library's own cache.
         return dict(datasets.load_dataset(str(folder), streaming=True))
     except Exception as error:  # anything from ValueError to ArrowInvalid
-        raise DataError(f"{folder} cannot be read ({_first_line(error)}); {_LAYOUTS}") from error
+        raise DataError(f"{folder} cannot be read ({_first_line(error)}); {LAYOUTS}") from error
 
 
-def _from_tables(splits: Mapping[str, Any], place: str) -> Source:
-    if "train" not in splits:
-        raise DataError(f"{place} has no train split, only {', '.join(sorted(splits))}; {_LAYOUTS}")
-    test = _find_test(splits, place)
-    image, label, names = _find_columns(splits["train"].features or {}, place)
-    return Source(
-        place,
-        names,
-        _rows(splits["train"], f"{place}, split train", image, label),
-        _rows(splits[test], f"{place}, split {test}", image, label),
-    )
+def _from_tables(splits: Mapping[str, Any], place: str, needed: Sequence[str]) -> Source:
+    train, test = _find_splits(splits, place, needed)
+    image, label, names = _find_columns(splits[train or test or ""].features or {}, place)
+    found = {
+        part: _rows(splits[split], f"{place}, split {split}", image, label) if split else []
+        for part, split in zip(SPLITS, (train, test), strict=True)
+    }
+    return Source(place, names, **found)
 
 
-def _find_test(splits: Iterable[str], place: str) -> str:
-    for name in _TEST_SPLITS:
-        if name in splits:
-            return name
-    raise DataError(
-        f"{place} has no test split, only {', '.join(sorted(splits))}; accepted: "
-        f"{', '.join(_TEST_SPLITS)}; move part of the training images to one"
-    )
+def _find_splits(
+    splits: Iterable[str], place: str, needed: Sequence[str]
+) -> tuple[str | None, str | None]:
+    """Return what the training and the test split are called; None: there is none."""
+    found = ", ".join(sorted(splits)) or "no folder"
+    train = "train" if "train" in splits else None
+    test = next((name for name in _TEST_SPLITS if name in splits), None)
+    if train is None and ("train" in needed or test is None):
+        raise DataError(f"{place} has no train split, only {found}; {LAYOUTS}")
+    if test is None and "test" in needed:
+        raise DataError(
+            f"{place} has no test split, only {found}; accepted: "
+            f"{', '.join(_TEST_SPLITS)}; move part of the training images to one"
+        )
+    return train, test
 
 
 def _find_columns(
@@ -232,16 +241,18 @@ def _encoded(cell: Mapping[str, Any] | None) -> bytes | Path:
     return Path(path) if data is None and path else bytes(data or b"")
 
 
-def _from_class_folders(folder: Path) -> Source:
+def _from_class_folders(folder: Path, needed: Sequence[str]) -> Source:
     splits = _folders(folder)
-    if "train" not in splits:
-        found = ", ".join(splits) or "no folder"
-        raise DataError(f"{folder} holds no data set; found: {found}; {_LAYOUTS}")
-    test = splits[_find_test(splits, str(folder))]
-    classes = _folders(splits["train"])
+    if not {"train", *_TEST_SPLITS} & splits.keys() and "test" not in needed and splits:
+        return Source(str(folder), tuple(splits), _files(splits), [])
+    if not splits:
+        raise DataError(f"{folder} holds no data set; found: no folder; {LAYOUTS}")
+    names = _find_splits(splits, str(folder), needed)
+    train, test = (_folders(splits[name]) if name else {} for name in names)
+    classes = train if names[0] else test
     if not classes:
-        raise DataError(f"{splits['train']} has no class folders; {_LAYOUTS}")
-    return Source(str(folder), tuple(classes), _files(classes), _files(_folders(test)))
+        raise DataError(f"{splits[names[0] or names[1] or '']} has no class folders; {LAYOUTS}")
+    return Source(str(folder), tuple(classes), _files(train), _files(test))
 
 
 def _folders(folder: Path) -> dict[str, Path]:

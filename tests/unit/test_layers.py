@@ -27,6 +27,7 @@ FLOORS = [
         "fedistill.seeding",
         "fedistill.whitening",
     ],
+    ["fedistill.config_data", "fedistill.config_rows"],
     [
         "fedistill.config",
         "fedistill.crops",
@@ -47,8 +48,9 @@ FLOORS = [
         "fedistill.augmentation",
         "fedistill.comparison",
         "fedistill.config_file",
-        "fedistill.data",
+        "fedistill.decoding",
         "fedistill.display",
+        "fedistill.image_cache",
         "fedistill.losses.base",
         "fedistill.losses.soft_labels",
         "fedistill.mlflow_store",
@@ -65,6 +67,7 @@ FLOORS = [
     ],
     [
         "fedistill.charts",
+        "fedistill.data",
         "fedistill.findings",
         "fedistill.losses.statistics",
         "fedistill.grid",
