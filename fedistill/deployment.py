@@ -32,6 +32,8 @@ RUNS = "FEDISTILL_RUNS"
 REPLIES = "replies"  # what devices have answered, while a run goes on
 _NOTE = "deployment.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_LIVES = 3  # of a ServerApp in one call: what kills it may be no accident
+_SUPERLINK_AWAY_S = 300.0
 _QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
 # Rows that take real images of the clients on the server.
 _NEED_IMAGES = ("random", "herding", "k_center", "full_data")
@@ -154,8 +156,16 @@ def run(
     claimed()
     with tempfile.TemporaryDirectory(prefix="fedistill-") as scratch:
         work = Path(scratch)
-        commands = FlowerCommands(superlink, work, os.environ | _QUIET)
-        outcome = _drive(commands, work, config, output, note, on_line)
+        commands = FlowerCommands(
+            superlink, work, os.environ | _QUIET, patience_s=_SUPERLINK_AWAY_S
+        )
+        for _ in range(_LIVES):
+            outcome = _drive(commands, work, config, output, note, on_line)
+            if outcome.status != "failed" or (output / results.FAILURE).is_file():
+                break
+            # A ServerApp that fails says why; one that was killed does not.
+            on_line(f"WARNING :   the ServerApp has died ({outcome.details}); it is started again")
+            note = results.read_json(output / _NOTE)
     if outcome.status == "completed":
         fetch(config, output, note["name"])
     return outcome

@@ -15,7 +15,6 @@ from fedistill.errors import RunError
 from fedistill.flower_output import Outcome, clean_line, parse_outcome, parse_run_id, parse_status
 
 CLI_TIMEOUT_S = 30.0
-ANSWER_TIMEOUT_S = 60.0
 _LAST_LINES = 20
 
 
@@ -28,12 +27,14 @@ class FlowerCommands:
         cwd: where the commands run.
         env: their environment.
         check: called while waiting; raises when there is nothing to wait for any more.
+        patience_s: how long a SuperLink may be away.
     """
 
     superlink: str
     cwd: Path
     env: Mapping[str, str]
     check: Callable[[], None] = lambda: None
+    patience_s: float = 60.0
 
     def submit(
         self,
@@ -55,16 +56,18 @@ class FlowerCommands:
             KeyboardInterrupt: Ctrl-C; the run is stopped first.
         """
         arguments = ["run", str(app), self.superlink, "--stream", *options]
-        run_id, lines = self._stream(arguments, on_line, on_run)
+        log = _Log(on_line)
+        run_id, lines = self._stream(arguments, log.line, on_run)
         if not run_id:
             self.check()
             raise RunError("Flower refused the run:\n" + "\n".join(lines))
-        return self._outcome(run_id)
+        return self._outcome(run_id, log)
 
     def follow(self, run_id: str, on_line: Callable[[str], None]) -> Outcome:
         """Pass the log of a run on, from its beginning to its end, and tell how it ended."""
-        self._stream(["log", run_id, self.superlink, "--stream"], on_line, run_id=run_id)
-        return self._outcome(run_id)
+        log = _Log(on_line)
+        self._log(run_id, log.line)
+        return self._outcome(run_id, log)
 
     def status(self, run_id: str) -> str:
         """Return what Flower says of a run, for example "running"; nothing if it knows none."""
@@ -76,6 +79,9 @@ class FlowerCommands:
 
     def _list(self, run_id: str) -> str:
         return self._flwr("list", self.superlink, "--run-id", run_id, "--format", "json")
+
+    def _log(self, run_id: str, on_line: Callable[[str], None]) -> None:
+        self._stream(["log", run_id, self.superlink, "--stream"], on_line, run_id=run_id)
 
     def _stream(
         self,
@@ -112,19 +118,27 @@ class FlowerCommands:
                 raise
         return run_id, lines
 
-    def _outcome(self, run_id: str) -> Outcome:
-        """Ask how a run ended: `flwr run` exits with 0 also when the run failed."""
-        deadline = time.monotonic() + ANSWER_TIMEOUT_S
+    def _outcome(self, run_id: str, log: "_Log") -> Outcome:
+        """Ask how a run ended: `flwr run` exits with 0 also when the run failed.
+
+        The log ends before the run does when the SuperLink goes away, and when it comes back
+        Flower begins again with the first line.
+        """
+        deadline = time.monotonic() + self.patience_s
         while True:
             self.check()
             answer = self._list(run_id)
             outcome = parse_outcome(answer, run_id)
             if outcome is not None:
                 return outcome
-            if run_id in answer:  # only the log has ended, the run goes on
-                deadline = time.monotonic() + ANSWER_TIMEOUT_S
+            if parse_status(answer, run_id):
+                self._log(run_id, log.new_line)
+                deadline = time.monotonic() + self.patience_s
             elif time.monotonic() > deadline:
-                raise RunError(f"Flower does not tell how run {run_id} ended; it says: {answer}")
+                raise RunError(
+                    f"Flower does not tell how run {run_id} ended; it says: {answer or 'nothing'}; "
+                    "repeat the command when the SuperLink is back"
+                )
             time.sleep(0.5)
 
     def _flwr(self, *arguments: str) -> str:
@@ -145,6 +159,24 @@ class FlowerCommands:
             ).stdout
             return answer
         return ""
+
+
+class _Log:
+    """A log that may be read again from its beginning."""
+
+    def __init__(self, on_line: Callable[[str], None]) -> None:
+        self._on_line = on_line
+        self._seen = set[str]()
+
+    def line(self, line: str) -> None:
+        """Take a line that is read for the first time."""
+        self._seen.add(line)
+        self._on_line(line)
+
+    def new_line(self, line: str) -> None:
+        """Take a line that may have been read before."""
+        if line not in self._seen:
+            self.line(line)
 
 
 def command(name: str) -> str:
