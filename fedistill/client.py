@@ -11,7 +11,7 @@ from fedistill.config import Config
 from fedistill.images import DataSpec, ImageSet
 from fedistill.shares import Share
 from fedistill.store import Artefact, Store
-from fedistill.worker import Report, State, curve_of, restore_teachers, spared_of, worker_of
+from fedistill.worker import Report, State, Worker, curve_of, restore_teachers, spared_of, worker_of
 
 
 def make_share(
@@ -25,6 +25,8 @@ def make_share(
     made: Sequence[int] = (),
     teacher_states: Sequence[State] = (),
     report: Report = lambda stage, done, total, note: None,
+    store: Store | None = None,
+    device: torch.device | None = None,
 ) -> Share:
     """Do a client's work.
 
@@ -39,11 +41,13 @@ def make_share(
         made: as many as earlier requests got, or nothing.
         teacher_states: the client's teachers, if they are trained already.
         report: called with stage, steps done, steps in all, and a note.
+        store: what is made is kept there; None: in the one that the environment names.
+        device: where to compute; None: as the config says.
 
     Returns:
         The client's share, its teachers included.
     """
-    client = worker_of(config, spec, shard, partition_id, Store.from_environment(), report)
+    client = _worker(config, spec, shard, partition_id, report, store, device)
     squeezed: list[Artefact] = []
     if not teacher_states:
         squeezed = [client.squeeze(n) for n in range(len(config.teachers_of(partition_id)))]
@@ -73,6 +77,19 @@ def make_share(
             if any(it.found or spared_of(it) > 0 for it in items)
         ),
     )
+
+
+def _worker(
+    config: Config,
+    spec: DataSpec,
+    shard: ImageSet,
+    partition_id: int,
+    report: Report,
+    store: Store | None,
+    device: torch.device | None,
+) -> Worker:
+    store = Store.from_environment() if store is None else store
+    return worker_of(config, spec, shard, partition_id, store, report, device)
 
 
 class Kept(NamedTuple):
@@ -120,6 +137,8 @@ def train_from(
     partition_id: int,
     server_round: int,
     report: Report = lambda stage, done, total, note: None,
+    store: Store | None = None,
+    device: torch.device | None = None,
 ) -> tuple[State, float]:
     """Do a client's part of a round of FedAvg: train the common network on its shard.
 
@@ -131,6 +150,8 @@ def train_from(
         partition_id: of the client.
         server_round: 1-based; enters the seed.
         report: called with stage, steps done, steps in all, and a note.
+        store: what is made is kept there; None: in the one that the environment names.
+        device: where to compute; None: as the config says.
 
     Returns:
         The trained weights and buffers, and the mean loss of the last epoch.
@@ -138,7 +159,7 @@ def train_from(
     Raises:
         RuntimeError: the weights are not those of the client's model.
     """
-    client = worker_of(config, spec, shard, partition_id, Store.from_environment(), report)
+    client = _worker(config, spec, shard, partition_id, report, store, device)
     trained = client.train_from(weights, server_round)
     return trained.tensors, curve_of(trained)[-1][1]
 
@@ -152,6 +173,8 @@ def label(
     *,
     partition_id: int,
     report: Report = lambda stage, done, total, note: None,
+    store: Store | None = None,
+    device: torch.device | None = None,
 ) -> Tensor:
     """Label views of the integrated set with the teachers that this client has kept.
 
@@ -163,6 +186,8 @@ def label(
         mine: which of it, bool [views, M].
         partition_id: of the client.
         report: as for `make_share`.
+        store: the same.
+        device: the same.
 
     Returns:
         Logits, float16 [number of these views, num_classes].
@@ -170,7 +195,7 @@ def label(
     Raises:
         RunError: the teachers are not in the store: others would not be those of this run.
     """
-    client = worker_of(config, spec, shard, partition_id, Store.from_environment(), report)
+    client = _worker(config, spec, shard, partition_id, report, store, device)
     states = [client.kept_teacher(n) for n in range(len(config.teachers_of(partition_id)))]
     teacher = restore_teachers(config, spec, partition_id, states).to(client.device)
     prior = None

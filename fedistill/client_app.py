@@ -2,39 +2,38 @@
 
 It also takes part in FedAvg, the rival.
 
-
 Squeeze and distil share one message, since in a deployment every message starts a new process.
 A teacher that stays at home waits in the artefact store for the message that asks for labels.
 A handler answers on every path: one that does not would leave the server waiting, or wedge a
-SuperNode for good. So mistakes travel back as an error with their traceback.
+SuperNode for good. So mistakes travel back as an error (`error_replies.py`).
 """
 
 import logging
 import platform
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache, wraps
+from functools import wraps
 
 import flwr
 import torch
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from fedistill import data, partition, wire, wire_fedavg, wire_labels
+from fedistill import config_file, data, wire, wire_fedavg, wire_labels
 from fedistill.answers import Sheet
 from fedistill.client import label, make_share, train_from
-from fedistill.config import DataConfig, PartitionConfig
+from fedistill.config import Config
+from fedistill.device import Device
+from fedistill.error_replies import reason_of
 from fedistill.errors import RunError
-from fedistill.images import DataSpec, ImageSet
+from fedistill.planning import distiller_of
 from fedistill.progress import Progress
-from fedistill.store import VARIABLE, Store
+from fedistill.store import VARIABLE
 
 app = ClientApp()
 
-FAILED = 1000  # our error code: the handler raised; the reason is its traceback
-_LONGEST_REASON = 4000
+FAILED = 1000  # our error code: the handler raised
 
 Handler = Callable[[Message, Context], Message]
 
@@ -46,9 +45,8 @@ def _answering(handler: Handler) -> Handler:
     def answer(message: Message, context: Context) -> Message:
         try:
             return handler(message, context)
-        except Exception:
-            reason = traceback.format_exc()[-_LONGEST_REASON:]
-            return Message(Error(FAILED, reason), reply_to=message)
+        except Exception as error:
+            return Message(Error(FAILED, reason_of(error)), reply_to=message)
         finally:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()  # actors of a simulation live on and share the GPU
@@ -61,9 +59,21 @@ def _answering(handler: Handler) -> Handler:
 def describe(message: Message, context: Context) -> Message:
     """Say what this client holds."""
     request = wire.decode_describe_request(message.content)
-    config, spec, partition_id = request.config, request.spec, request.partition_id
-    shard = _shard(config.data, config.partition, config.seed, partition_id, spec)
-    description = wire.Description(partition_id, shard.histogram(spec.num_classes), machine())
+    config, spec, asked = request.config, request.spec, request.partition_id
+    device = Device.read(context.node_config)
+    _require_consent(device, config)
+    found = device.images(config, spec, asked)
+    own = -1 if device.partition_id is None else device.partition_id
+    description = wire.Description(
+        own if asked < 0 else asked,
+        found.shard.histogram(spec.num_classes),
+        machine(),
+        name=device.name,
+        model=config_file.dump_model(device.model) if device.model else "",
+        unknown_classes=found.unknown_classes,
+        pixels=data.pixel_levels(found.shard.images) if request.pixels else (),
+        held_out=len(found.held_out),
+    )
     return Message(wire.encode_description(description), reply_to=message)
 
 
@@ -72,25 +82,31 @@ def describe(message: Message, context: Context) -> Message:
 def distill(message: Message, context: Context) -> Message:
     """Make this client's share of the set."""
     request = wire.decode_distill_request(message.content)
-    config = request.config
-    at_home = config.relabel.at == "clients"
-    if at_home and Store.from_environment().folder is None:
+    device = Device.read(context.node_config)
+    config, client = device.own(request.config), request.partition_id
+    _require_consent(device, config)
+    device.require_model(config, client)
+    store, at_home = device.artefacts(), config.relabel.at == "clients"
+    if at_home and store.folder is None:
         raise RunError(
             f"relabel.at is clients, and {VARIABLE} is not set: the teacher would be lost before "
-            "labels are asked for; set it to a folder, or set relabel.at: server"
+            "labels are asked for; set it to a folder, or store in the node config, or set "
+            "relabel.at: server"
         )
-    shard = _shard(config.data, config.partition, config.seed, request.partition_id, request.spec)
+    shard = device.images(config, request.spec, client).shard
     with _collected_warnings() as warnings:
         share = make_share(
             config,
             request.spec,
             shard,
             request.counts,
-            partition_id=request.partition_id,
+            partition_id=client,
             attempt=request.attempt,
             made=request.made,
             teacher_states=request.teachers,
-            report=Progress(f"client {request.partition_id}").report,
+            report=Progress(f"client {client}").report,
+            store=store,
+            device=device.place(),
         )
     share = replace(share, warnings=tuple(dict.fromkeys(warnings)))
     if at_home:
@@ -103,18 +119,20 @@ def distill(message: Message, context: Context) -> Message:
 def answer_label(message: Message, context: Context) -> Message:
     """Label this client's views of the integrated set."""
     request = wire_labels.decode_label_request(message.content)
-    config = request.config
-    shard = _shard(config.data, config.partition, config.seed, request.partition_id, request.spec)
+    device = Device.read(context.node_config)
+    config, client = device.own(request.config), request.partition_id
     logits = label(
         config,
         request.spec,
-        shard,
+        device.images(config, request.spec, client).shard,
         Sheet(request.images, len(request.mine), request.seed, request.options),
         request.mine,
-        partition_id=request.partition_id,
-        report=Progress(f"client {request.partition_id}").report,
+        partition_id=client,
+        report=Progress(f"client {client}").report,
+        store=device.artefacts(),
+        device=device.place(),
     )
-    return Message(wire_labels.encode_answers(request.partition_id, logits), reply_to=message)
+    return Message(wire_labels.encode_answers(client, logits), reply_to=message)
 
 
 @app.train()
@@ -122,8 +140,9 @@ def answer_label(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Do this client's part of a round of FedAvg: a rival, no part of the method."""
     request = wire_fedavg.decode_train_request(message.content)
-    config, client = request.config, request.partition_id
-    shard = _shard(config.data, config.partition, config.seed, client, request.spec)
+    device = Device.read(context.node_config)
+    config, client = device.own(request.config), request.partition_id
+    shard = device.images(config, request.spec, client).shard
     weights, loss = train_from(
         config,
         request.spec,
@@ -132,6 +151,8 @@ def train(message: Message, context: Context) -> Message:
         partition_id=client,
         server_round=request.server_round,
         report=Progress(f"client {client}").report,
+        store=device.artefacts(),
+        device=device.place(),
     )
     return Message(wire_fedavg.encode_update(weights, len(shard), loss), reply_to=message)
 
@@ -162,23 +183,7 @@ def machine() -> dict[str, str]:
     }
 
 
-def _shard(
-    config: DataConfig, split: PartitionConfig, seed: int, partition_id: int, spec: DataSpec
-) -> ImageSet:
-    # The whitening comes with the request: a client could not fit it to the others' images.
-    loaded = _loaded(replace(config, zca=False), seed)
-    assert loaded.spec.class_names == spec.class_names
-    parts = _partitioned(replace(config, zca=False), split, seed)
-    return loaded.train.select(parts.indices[partition_id])
-
-
-# An actor of a simulation serves many messages, and in a sweep many federations.
-@lru_cache(maxsize=1)
-def _loaded(config: DataConfig, seed: int) -> data.Data:
-    return data.load(config, seed)
-
-
-@lru_cache(maxsize=8)
-def _partitioned(config: DataConfig, split: PartitionConfig, seed: int) -> partition.Partition:
-    loaded = _loaded(config, seed)
-    return partition.split(loaded.train.labels, loaded.spec.num_classes, split, seed)
+def _require_consent(device: Device, config: Config) -> None:
+    """Refuse what would send real images where they are not to leave a device."""
+    if distiller_of(config).uses_real_images:
+        device.require_consent(config, f"distill.name {config.distill.name}")

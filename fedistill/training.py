@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from fedistill.errors import ConfigError
 from fedistill.images import DataSpec, ImageSet
 from fedistill.seeding import global_seed
 
@@ -40,10 +41,33 @@ def device_for(gpus: float) -> torch.device:
     """
     if gpus == 0 or not torch.cuda.is_available():
         return torch.device("cpu")
+    _make_repeatable()
+    return torch.device("cuda")
+
+
+def device_named(name: str) -> torch.device:
+    """Return the device `cpu`, `cuda` or `cuda:1`, made ready as `device_for` does.
+
+    Raises:
+        ConfigError: there is no such device on this machine.
+    """
+    device = torch.device(name)
+    if device.type == "cpu":
+        return device
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if (device.index or 0) >= count:
+        raise ConfigError(
+            f"device is '{name}', and torch finds {count} GPUs here; accepted: cpu"
+            + "".join(f", cuda:{number}" for number in range(count))
+        )
+    _make_repeatable()
+    return device
+
+
+def _make_repeatable() -> None:
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = False
-    return torch.device("cuda")
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:

@@ -261,6 +261,7 @@ def worker_of(
     partition_id: int,
     store: Store,
     report: Report = lambda stage, done, total, note: None,
+    device: torch.device | None = None,
 ) -> "Worker":
     """Set this process up for the work of one client.
 
@@ -271,9 +272,11 @@ def worker_of(
         partition_id: of the client.
         store: what is made is kept there.
         report: called with stage, steps done, steps in all, and a note.
+        device: where to compute; None: as the config says.
     """
     set_threads(config.federation.cpus_per_client)
-    device = device_for(config.federation.gpus_per_client)
+    if device is None:
+        device = device_for(config.federation.gpus_per_client)
     return Worker(
         config=config,
         spec=spec,

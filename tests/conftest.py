@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, settings
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["DO_NOT_TRACK"] = "true"
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["FEDISTILL_SIMULATION"] = "tests"  # clients of tests are those of a simulation
 os.environ.pop("FEDISTILL_STORE", None)  # tests do the work that they look at
 
 torch.set_num_threads(1)

@@ -14,9 +14,11 @@ from fakes import tiny_config, tiny_tree
 from federation import assert_full, failing, spoiled, start
 from flwr.app import Message
 
-from fedistill import client_app, config_file, data, partition, pipeline, results, runner, wire
+from fedistill import config_file, data, partition, pipeline, results, runner, wire
 from fedistill.config import Config
+from fedistill.device import Device, Holding
 from fedistill.errors import ClientsFailed, ConfigError, OutputError, PartitionError, UserError
+from fedistill.images import DataSpec
 from fedistill.models import build
 from fedistill.sets import SyntheticSet
 from fedistill.shares import Share
@@ -409,14 +411,14 @@ def test_clients_with_few_classes_make_those_alone():
 
 
 def test_a_failed_description_leaves_the_client_out(monkeypatch: pytest.MonkeyPatch):
-    shard = client_app._shard
+    images = Device.images
 
-    def broken(*args: Any) -> Any:
-        if args[3] == 0:
+    def broken(self: Device, config: Config, spec: DataSpec, partition_id: int) -> Holding:
+        if partition_id == 0:
             raise OSError("the disk is gone")
-        return shard(*args)
+        return images(self, config, spec, partition_id)
 
-    monkeypatch.setattr(client_app, "_shard", broken)
+    monkeypatch.setattr(Device, "images", broken)
     strategy, _ = start(tiny_config())
     assert "the disk is gone" in strategy.failures[0]
     assert_full(strategy.sets[1], 1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from fakes import tiny_config
 
-from fedistill import client_app, data, pipeline, runner, whitening
+from fedistill import data, device, pipeline, runner, whitening
 from fedistill.sets import SyntheticSet
 
 CONFIG = tiny_config(data={"zca": True})
@@ -16,7 +16,7 @@ CONFIG = tiny_config(data={"zca": True})
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDISTILL_CACHE", str(tmp_path / "cache"))
-    client_app._partitioned.cache_clear()
+    device._partitioned.cache_clear()
 
 
 def test_it_is_fitted_once_and_the_set_is_the_one_of_the_pipeline(

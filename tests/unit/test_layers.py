@@ -81,10 +81,12 @@ FLOORS = [
         "fedistill.answers",
         "fedistill.comparison_files",
         "fedistill.deployment",
+        "fedistill.device",
         "fedistill.distillers.base",
         "fedistill.embedding",
         "fedistill.models",
         "fedistill.report.page",
+        "fedistill.error_replies",
         "fedistill.states",
     ],
     [
