@@ -34,6 +34,7 @@ from fedistill.config import Config
 from fedistill.display import ProgressDisplay
 from fedistill.errors import ConfigError, DataError, RunError, UserError
 from fedistill.journal import absolute_uri
+from fedistill.processes import MARK as SIMULATION
 from fedistill.simulation import Outcome, Simulation, federation_config
 from fedistill.store import VARIABLE as STORE_VARIABLE
 from fedistill.store import Store
@@ -298,7 +299,8 @@ def _run_local(config: Config, output: Path, run_config: Mapping[str, str]) -> N
     local = importlib.import_module("strategies.local")
     server_app = importlib.import_module("strategies.server_app").app
     client_app = importlib.import_module("fedistill.client_app").app
-    with _display(output, config.partition.clients):
+    # Its clients are those of a simulation: they may open the config's data (`device.py`).
+    with _variable(SIMULATION, output), _display(output, config.partition.clients):
         local.run(server_app, client_app, config.partition.clients, run_config)
 
 

@@ -9,6 +9,7 @@ Replies arrive in any order and node ids are random, so everything is kept by pa
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from logging import INFO, WARNING
 
 import torch
@@ -144,6 +145,7 @@ class FedDistill(Strategy):
         """
         result = Result()
         self.descriptions = roll_call.call(self.exchange, grid, self.spec, self.report)
+        self._adopt_models()
         self._plan()
         server_round = 0
         while self._missing():
@@ -275,6 +277,18 @@ class FedDistill(Strategy):
             )
         relabel = self.config.relabel
         log(INFO, "\t└──> relabel: %s at %s, %s views", relabel.name, relabel.at, relabel.views)
+
+    def _adopt_models(self) -> None:
+        """Let devices train the networks that they have chosen: the config then lists them."""
+        own = {client: wire.model_of(found) for client, found in self.descriptions.items()}
+        if not any(own.values()):
+            return
+        log(INFO, "networks of clients: %s", {n: it.name for n, it in own.items() if it})
+        everyone = range(self.config.partition.clients)
+        models = tuple(own.get(n) or self.config.teacher_model(n) for n in everyone)
+        self.config = replace(self.config, model=models)
+        self.exchange.config = self.config
+        planning.check(self.config, self.spec)
 
     def _plan(self) -> None:
         try:

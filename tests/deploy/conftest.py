@@ -21,6 +21,8 @@ from typing import Any
 import pytest
 import tomli_w
 
+from fedistill import processes
+
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 START_S = 90.0
@@ -67,8 +69,9 @@ class Loopback:
         module.make(folder or self.keys, ["127.0.0.1"], list(devices))
 
     def environment(self, home: str, **more: str) -> dict[str, str]:
+        outside = {key: value for key, value in os.environ.items() if key != processes.MARK}
         return {
-            **os.environ,
+            **outside,
             "PATH": os.pathsep.join([str(BIN), os.environ.get("PATH", "")]),
             "FLWR_HOME": str(self.folder / home),
             "FLWR_TELEMETRY_ENABLED": "0",
