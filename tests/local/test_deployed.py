@@ -1,0 +1,208 @@
+"""A deployment in this process: devices with folders of their own, and a server that may die."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import tiny_config
+from flwr.app import Context, Message, RecordDict
+from split_folders import write_central, write_parts
+
+from fedistill import client_app, config_file, deployment, results, runner, wire
+from fedistill.config import Config
+from fedistill.errors import ClientsFailed, ConfigError
+from fedistill.sets import SyntheticSet
+from strategies import local, server_app
+
+
+class Devices(local.LocalGrid):
+    """Nodes with node configs of their own; counts what they are asked."""
+
+    def __init__(self, node_configs: Sequence[Mapping[str, Any]], first_node: int = 500) -> None:
+        super().__init__(client_app.app, 0, {})
+        self.asked = Counter[str]()
+        # Backwards: the number of a node says nothing about its partition id.
+        for number, node_config in enumerate(reversed(node_configs)):
+            node = first_node + number
+            self._contexts[node] = Context(
+                run_id=1,
+                node_id=node,
+                node_config=dict(node_config),
+                state=RecordDict(),
+                run_config={},
+            )
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        messages = list(messages)
+        self.asked.update(message.metadata.message_type for message in messages)
+        return super().push_messages(messages)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    folder = tmp_path_factory.mktemp("central")
+    write_central(folder, each=12)
+    return tiny_config(
+        data={"name": str(folder), "fraction": 1.0},
+        partition={"clients": 3},
+        distill={"ipc": [2]},
+        baselines=["hard_label", "ensemble"],
+    )
+
+
+@pytest.fixture(scope="module")
+def folders(config: Config, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return write_parts(tmp_path_factory.mktemp("devices"), config)
+
+
+@pytest.fixture(scope="module")
+def expected(config: Config, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The set of a simulation of the same split."""
+    folder = tmp_path_factory.mktemp("simulation") / "run"
+    found: str = runner.run(config, folder, "local")["sets"]["2"]["sha256"]
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(deployment.RUNS, str(tmp_path / "runs"))
+    monkeypatch.delenv("FEDISTILL_STORE", raising=False)
+
+
+def named(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    return [{"data": str(folder), "name": f"site-{n}"} for n, folder in enumerate(folders)]
+
+
+def deploy(config: Config, grid: local.LocalGrid, name: str = "trial") -> dict[str, Any]:
+    """Let a ServerApp live once."""
+    context = Context(
+        run_id=1,
+        node_id=1,
+        node_config={},
+        state=RecordDict(),
+        run_config={
+            "config-yaml": config_file.dump(config),
+            "deployment": name,
+            "tracking-uri": "",
+            "source-json": "{}",
+        },
+    )
+    with local.task_identity():
+        server_app.app(grid, context)
+    return results.read_json(deployment.folder_of(name) / results.RESULT)
+
+
+def test_devices_make_the_set_of_the_simulation(config, folders, expected):
+    result = deploy(config, Devices(named(folders)))
+    assert result["sets"]["2"]["sha256"] == expected
+    assert result["devices"] == {"0": "site-0", "1": "site-1", "2": "site-2"}
+    assert result["absent_clients"] == []
+    assert result["sets"]["2"]["baselines"].keys() == {"hard_label", "ensemble"}
+    folder = deployment.folder_of("trial")
+    assert SyntheticSet.load(folder / "sets" / "ipc-2").sha256 == expected
+    held = json.loads((folder / "partition.json").read_text())
+    assert held.keys() == {"class_names", "histograms"}  # not whose images are where
+    assert [sum(column) for column in zip(*held["histograms"], strict=True)] == [12] * 10
+    assert not (folder / deployment.REPLIES).exists()  # it held teachers
+
+
+def test_devices_may_claim_their_numbers(config, folders, expected):
+    claims = [{"data": str(folder), "partition-id": n} for n, folder in enumerate(folders)]
+    result = deploy(config, Devices(claims[::-1]))
+    assert result["sets"]["2"]["sha256"] == expected
+
+
+def test_a_server_that_dies_with_all_replies_asks_nobody_again(
+    config, folders, expected, monkeypatch
+):
+    def die(*_: object) -> None:
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(server_app.Experiment, "evaluate", die)
+        with pytest.raises(RuntimeError, match="power cut"):
+            deploy(config, Devices(named(folders)))
+    nobody = Devices([])
+    result = deploy(config, nobody)
+    assert result["sets"]["2"]["sha256"] == expected
+    assert nobody.asked == {}
+    assert result["devices"] == {"0": "site-0", "1": "site-1", "2": "site-2"}
+    lines = (deployment.folder_of("trial") / "tracking.jsonl").read_text().splitlines()
+    starts = [event for event in map(json.loads, lines) if event["event"] == "start"]
+    assert len({event["journal_id"] for event in starts}) == 1  # one run in MLflow
+    assert [event["resumed"] for event in starts] == [False, True]
+
+
+def test_a_server_that_dies_between_replies_asks_the_others_alone(
+    config, folders, expected, monkeypatch
+):
+    real, seen = wire.decode_share, []
+
+    def die_at_the_second(content: RecordDict, request: wire.DistillRequest) -> Any:
+        seen.append(request.partition_id)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return real(content, request)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(wire, "decode_share", die_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            deploy(config, Devices(named(folders)))
+    # The nodes have other ids now; who is who goes by name.
+    grid = Devices(named(folders), first_node=900)
+    assert deploy(config, grid)["sets"]["2"]["sha256"] == expected
+    assert grid.asked[wire.DISTILL] == 1
+    assert len(seen) == 2
+
+
+def test_who_failed_before_the_server_died_is_not_asked_again(config, folders, monkeypatch):
+    broken = named(folders)
+    broken[1]["data"] = str(folders[1] / "nowhere")
+    whole = deploy(config, Devices(broken), "whole")
+    assert whole["absent_clients"] == [2]  # who it is, nobody can know
+    assert "nowhere" in whole["absent_because"]["2"]
+
+    def die(*_: object) -> None:
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(server_app.Experiment, "evaluate", die)
+        with pytest.raises(RuntimeError, match="power cut"):
+            deploy(config, Devices(broken))
+    result = deploy(config, Devices(named(folders)))  # mended, too late for this run
+    assert result["sets"]["2"]["sha256"] == whole["sets"]["2"]["sha256"]
+    assert result["absent_clients"] == [2]
+
+
+def test_a_run_begins_with_those_who_came_if_they_are_enough(config, folders):
+    few = config_file.from_dict(
+        config_file.to_dict(config) | {"federation": {"wait_s": 0.3, "min_clients": 2}}
+    )
+    result = deploy(few, Devices(named(folders)[:2]))
+    assert result["absent_clients"] == [2]
+    assert result["sets"]["2"]["images"] == 20
+    with pytest.raises(ClientsFailed, match=r"1 of 3 nodes came within federation\.wait_s"):
+        deploy(few, Devices(named(folders)[:1]), "lonely")
+
+
+def test_a_device_trains_the_network_that_it_has_chosen(config, folders):
+    devices = named(folders)
+    devices[2]["model"] = "{name: convnet, depth: 1, width: 4}"
+    result = deploy(config, Devices(devices))
+    models = [config_file.to_dict(config)["model"]] * 2 + [
+        {"name": "convnet", "depth": 1, "width": 4}
+    ]
+    tree = config_file.to_dict(config) | {"model": models}
+    simulated = runner.run(
+        config_file.from_dict(tree), deployment.runs_folder() / "simulated", "local"
+    )
+    assert result["sets"]["2"]["sha256"] == simulated["sets"]["2"]["sha256"]
+
+
+def test_what_needs_the_images_of_devices_is_refused_by_the_server_too(config, folders):
+    tree = config_file.to_dict(config) | {"baselines": ["random"]}
+    with pytest.raises(ConfigError, match="stay where they are"):
+        deploy(config_file.from_dict(tree), Devices(named(folders)))
