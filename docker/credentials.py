@@ -86,7 +86,7 @@ def make(folder: Path, hosts: list[str], devices: list[str]) -> list[Path]:
     if there:
         raise CredentialsError(f"there already: {', '.join(there)}; move it away to make a new one")
     for path, (content, mode) in files.items():
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+        path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, content, mode)
     return list(files)
 
@@ -106,17 +106,11 @@ def _server(folder: Path, names: list[x509.GeneralName]) -> dict[Path, tuple[byt
         authority = _authority(authority_key)
         files[certificate_file] = _pem(authority), 0o644
         files[key_file] = _private(authority_key), 0o600
+        files[folder / "server.secret"] = secrets.token_bytes(SECRET_BYTES), 0o600
+        settings = _OPERATOR.format(authority=certificate_file)
+        files[folder / "operator" / "config.toml"] = settings.encode(), 0o644
     files[folder / "server.crt"] = _pem(_signed(key, names, authority, authority_key)), 0o644
     files[folder / "server.key"] = _private(key), 0o600
-    once = {
-        folder / "server.secret": (secrets.token_bytes(SECRET_BYTES), 0o600),
-        folder / "operator" / "config.toml": (
-            _OPERATOR.format(authority=certificate_file).encode(),
-            0o644,
-        ),
-    }
-    if folder / "ca.crt" in files:
-        files |= once
     return files
 
 
@@ -168,9 +162,7 @@ def _signed(
     )
 
 
-def _builder(
-    name: x509.Name, key: ec.EllipticCurvePublicKey, days: int
-) -> x509.CertificateBuilder:
+def _builder(name: x509.Name, key: ec.EllipticCurvePublicKey, days: int) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (
         x509.CertificateBuilder()
