@@ -138,19 +138,29 @@ class Loopback:
         finally:
             connection.close()
 
-    def start_node(self, name: str, config: Mapping[str, Any], **options: str) -> None:
-        """Start a SuperNode with its own key and config."""
+    def start_node(
+        self, name: str, config: Mapping[str, Any], progress: Path | None = None, **options: str
+    ) -> None:
+        """Start a SuperNode with its own key and config.
+
+        Args:
+            name: of the device.
+            config: its node config.
+            progress: where its ClientApps say what they do.
+            **options: of flower-supernode; an empty one is left out.
+        """
         settings = {
             "root-certificates": f"{self.keys}/ca.crt",
             "auth-supernode-private-key": f"{self.keys}/{name}/node.key",
             "superlink": self.address,
             "host": "127.0.0.1",
             "port": str(free_port()),
-            "node-config": " ".join(tomli_w.dumps(dict(config)).splitlines()),
+            "node-config": " ".join(f"{key}={json.dumps(value)}" for key, value in config.items()),
             **{key.replace("_", "-"): value for key, value in options.items()},
         }
         arguments = [f"--{key}={value}" for key, value in settings.items() if value]
-        self.start(name, "flower-supernode", *arguments, FEDISTILL_RUNS="/nowhere")
+        more = {"FEDISTILL_PROGRESS": str(progress)} if progress else {}
+        self.start(name, "flower-supernode", *arguments, FEDISTILL_RUNS="/nowhere", **more)
 
     def operator(self) -> dict[str, str]:
         """Return the environment of the operator, who knows the SuperLink by name."""
