@@ -7,10 +7,14 @@ import torch
 from torch import Tensor
 
 from fedistill.answers import Labeller, Sheet, answer, prior_adjustment
-from fedistill.config import Config
+from fedistill.config import Config, ModelConfig
+from fedistill.cores import set_threads
+from fedistill.counts import Counts, count
 from fedistill.images import DataSpec, ImageSet
+from fedistill.models import build
 from fedistill.shares import Share
 from fedistill.store import Artefact, Store
+from fedistill.training import device_for, resolve_precision
 from fedistill.worker import Report, State, Worker, curve_of, restore_teachers, spared_of, worker_of
 
 
@@ -210,3 +214,33 @@ def label(
         report=lambda done, total: report("label", done, total, ""),
     )
     return logits
+
+
+def examine(
+    config: Config,
+    spec: DataSpec,
+    held_out: ImageSet,
+    model: ModelConfig,
+    students: Sequence[State],
+    *,
+    device: torch.device | None = None,
+) -> Counts:
+    """Test students of one network on images that this client has learned nothing from.
+
+    Args:
+        config: of the experiment.
+        spec: of the data set.
+        held_out: the images.
+        model: the network.
+        students: weights and buffers of each.
+        device: as for `make_share`.
+    """
+    set_threads(config.federation.cpus_per_client)
+    if device is None:
+        device = device_for(config.federation.gpus_per_client)
+    networks = []
+    for student in students:
+        network = build(model, spec, config.seed, "restore")
+        network.load_state_dict(dict(student))
+        networks.append(network.to(device))
+    return count(networks, held_out, spec, resolve_precision(config.precision, device))

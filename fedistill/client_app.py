@@ -20,9 +20,9 @@ import torch
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from fedistill import config_file, data, wire, wire_fedavg, wire_labels
+from fedistill import config_file, data, wire, wire_evaluate, wire_fedavg, wire_labels
 from fedistill.answers import Sheet
-from fedistill.client import label, make_share, train_from
+from fedistill.client import examine, label, make_share, train_from
 from fedistill.config import Config
 from fedistill.device import Device
 from fedistill.error_replies import reason_of
@@ -133,6 +133,20 @@ def answer_label(message: Message, context: Context) -> Message:
         device=device.place(),
     )
     return Message(wire_labels.encode_answers(client, logits), reply_to=message)
+
+
+@app.query("evaluate")
+@_answering
+def evaluate(message: Message, context: Context) -> Message:
+    """Test students on the images that this client has kept for that."""
+    request = wire_evaluate.decode_evaluate_request(message.content)
+    device = Device.read(context.node_config)
+    config, client = device.own(request.config), request.partition_id
+    held_out = device.images(config, request.spec, client).held_out
+    counts = examine(
+        config, request.spec, held_out, request.model, request.students, device=device.place()
+    )
+    return Message(wire_evaluate.encode_counts(client, counts), reply_to=message)
 
 
 @app.train()

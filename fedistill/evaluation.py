@@ -1,8 +1,7 @@
 """What a set is worth: students and baselines under one protocol, all seeds side by side."""
 
-import logging
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple, TypeVar
@@ -10,39 +9,44 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fedistill import baselines, protocols, store, student
-from fedistill.config import Config, ModelConfig, RelabelConfig
-from fedistill.distillers.base import Task
+from fedistill import baselines, rivals, store, student
+from fedistill.config import Config, ModelConfig
+from fedistill.counts import Pooled
 from fedistill.images import DataSpec, ImageSet
 from fedistill.models import build
-from fedistill.planning import distiller_of
 from fedistill.ranking import Ranking
 from fedistill.relabel import view_options
+from fedistill.rivals import Refine, Source
 from fedistill.rows import names
 from fedistill.sets import SyntheticSet
-from fedistill.slots import Plan
 from fedistill.store import Artefact, Store
 from fedistill.student import Curve, Score
 from fedistill.teacher import Committee, squeeze
 from fedistill.training import accuracy, load_weights, logits_of, side_by_side
 
 Report = Callable[[int, int], None]
-Refine = Callable[[SyntheticSet, RelabelConfig], SyntheticSet]
-Source = Callable[[int], SyntheticSet]  # the set that the student of a number learns from
+# Tests students of one network somewhere else than here.
+Elsewhere = Callable[[ModelConfig, Sequence[nn.Module]], Pooled]
 K = TypeVar("K")
 
 
 class Trained(NamedTuple):
-    """A student: its accuracy in percent, its loss curve, and itself, where it is kept."""
+    """A student.
 
-    top1: float
+    Attributes:
+        top1: accuracy in percent; None where it is tested elsewhere.
+        curve: (epoch, mean training loss).
+        model: which network it is.
+        network: itself, where it is kept.
+    """
+
+    top1: float | None
     curve: Curve
+    model: ModelConfig
     network: nn.Module | None
 
 
 Row = Callable[[int, Report], Trained]  # trains and tests the student of a number
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -84,22 +88,30 @@ class Evaluator:
     Attributes:
         config: of the experiment.
         spec: of the data set.
-        test: the split that students are tested on.
+        test: the split that students are tested on; None: there is none here.
         device: where to train.
         dtype: of the convolutions.
         store: students that were trained before are read from here.
+        elsewhere: tests students in the place of `test`; None: nobody does.
     """
 
     config: Config
     spec: DataSpec
-    test: ImageSet
+    test: ImageSet | None
     device: torch.device
     dtype: torch.dtype
     store: Store = field(default_factory=lambda: Store(None))
+    elsewhere: Elsewhere | None = None
+
+    @property
+    def split(self) -> ImageSet:
+        """The split that is tested on here."""
+        assert self.test is not None, "there is no test split on the server"
+        return self.test
 
     def answers(self, teachers: Sequence[nn.Module]) -> list[Tensor]:
         """Return each teacher's logits for the test split, [T, num_classes]."""
-        images = self.test.images
+        images = self.split.images
         jobs = [partial(logits_of, net, images, self.spec, self.dtype) for net in teachers]
         return side_by_side(jobs, self.device)
 
@@ -110,7 +122,8 @@ class Evaluator:
             taken = sum(other.name == model.name for other in named.values())
             named[f"{model.name}-{taken + 1}" if taken else model.name] = model
         return {
-            name: partial(self.student, _always(synthetic), model) for name, model in named.items()
+            name: partial(self.student, rivals.always(synthetic), model)
+            for name, model in named.items()
         }
 
     def student(self, source: Source, model: ModelConfig, number: int, report: Report) -> Trained:
@@ -176,7 +189,7 @@ class Evaluator:
         states, weights = [net.state_dict() for net, _ in members], [n for _, n in members]
         model = build(self.config.teacher_models[0], self.spec, self.config.seed, "restore")
         load_weights(model, baselines.weight_average(states, weights))
-        return Score([accuracy(model.to(self.device), self.test, self.spec, self.dtype)], [])
+        return Score([accuracy(model.to(self.device), self.split, self.spec, self.dtype)], [])
 
     def _trained(
         self,
@@ -186,23 +199,29 @@ class Evaluator:
         key: Mapping[str, Any],
         report: Report,
     ) -> Trained:
-        """Train and test a network, or read from the store how good it was; keep the first one."""
+        """Train and test a network, or read from the store how good it was; keep the first one.
+
+        One that is tested elsewhere is kept whatever its number: it will be sent there.
+        """
+        kept = number == 0 or self.elsewhere is not None
 
         def tested() -> Artefact:
             network, curve = make()
-            state = {} if number else {k: v.cpu() for k, v in network.state_dict().items()}
-            top1 = accuracy(network, self.test, self.spec, self.dtype)
+            state = {k: v.cpu() for k, v in network.state_dict().items()} if kept else {}
+            if self.elsewhere is not None:
+                return Artefact(state, {"curve": curve})
+            top1 = accuracy(network, self.split, self.spec, self.dtype)
             return Artefact(state, {"top1": top1, "curve": curve})
 
         artefact = self.store.recall("student", {**key, **self._surroundings(number)}, tested)
         if artefact.found:
             report(1, 1)
         network = None
-        if number == 0:
+        if kept:
             network = build(model, self.spec, self.config.seed, "restore")
             network.load_state_dict(dict(artefact.tensors))
         curve = [(step, loss) for step, loss in artefact.notes["curve"]]
-        return Trained(artefact.notes["top1"], curve, network)
+        return Trained(artefact.notes.get("top1"), curve, model, network)
 
     def _surroundings(self, number: int) -> dict[str, Any]:
         """Return what decides a student beside its set and its recipe."""
@@ -220,7 +239,9 @@ class Evaluator:
 
     @cached_property
     def _test_digest(self) -> str:
-        test = {"images": self.test.images, "labels": self.test.labels}
+        if self.elsewhere is not None:
+            return "elsewhere"
+        test = {"images": self.split.images, "labels": self.split.labels}
         return store.digest({**test, **self.spec.tensors()})
 
     def score(
@@ -236,13 +257,18 @@ class Evaluator:
         found = iter(self._run([partial(row, n) for row in rows.values() for n in numbers], report))
         scores = {}
         for name in rows:
-            outcomes = [next(found) for _ in numbers]
-            scores[name] = Score(
-                [outcome.top1 for outcome in outcomes],
-                [outcome.curve for outcome in outcomes],
-                outcomes[0].network,
-            )
+            scores[name] = self._score([next(found) for _ in numbers])
         return scores
+
+    def _score(self, students: Sequence[Trained]) -> Score:
+        first, curves = students[0], [student.curve for student in students]
+        if self.elsewhere is None:
+            top1 = [student.top1 for student in students if student.top1 is not None]
+            return Score(top1, curves, first.network)
+        networks = [student.network for student in students if student.network is not None]
+        found = self.elsewhere(first.model, networks)
+        tested = {"images": found.images, "devices": found.devices}
+        return Score(found.top1, curves, first.network, tested)
 
     def _run(self, jobs: Sequence[Callable[[Report], Trained]], report: Report) -> list[Trained]:
         """Run the jobs, adding up their progress."""
@@ -296,10 +322,13 @@ def score_all(
     wanted: set[str] = {*config.baselines}
     if config.student.ranking:
         wanted |= {field.name for field in fields(Ranking)}
-    tasks = _tasks(evaluator, train, shards, teachers) if config.coresets else []
+    tasks = []
+    if config.coresets:
+        where = evaluator.device, evaluator.dtype
+        tasks = rivals.tasks(config, evaluator.spec, train, shards, teachers, *where)
     once = dict(beside or {})
     if "ensemble" in wanted:
-        once["ensemble"] = baselines.ensemble(answers, evaluator.test.labels)
+        once["ensemble"] = baselines.ensemble(answers, evaluator.split.labels)
     if "weight_average" in wanted:
         here = {client: net for client, net in teachers.items() if net is not None}
         once["weight_average"] = evaluator.weight_average(samples, here)
@@ -309,7 +338,7 @@ def score_all(
             rows["beside", "full_data"] = partial(evaluator.full_data, train, first)
         for name, row in evaluator.students(synthetic).items():
             rows["students", name] = row
-        for name, source in _sources(config, synthetic, wanted, tasks, refine).items():
+        for name, source in rivals.sources(config, synthetic, wanted, tasks, refine).items():
             rows["beside", name] = partial(evaluator.student, source, first)
         found = evaluator.score(rows, report)
         students = {name: score for (kind, name), score in found.items() if kind == "students"}
@@ -329,100 +358,3 @@ def _ranking(
     distilled, *_ = students.values()
     rows = {"distilled": distilled, **others}
     return Ranking(**{field.name: rows[field.name] for field in fields(Ranking)})
-
-
-def _tasks(
-    evaluator: Evaluator,
-    train: ImageSet,
-    shards: Sequence[Tensor],
-    teachers: Mapping[int, nn.Module | None],
-) -> list[Task]:
-    """Return what each client would be asked with, before it is known for which images."""
-    spec = evaluator.spec
-    return [
-        Task(
-            counts=[0] * spec.num_classes,
-            shard=train.select(shards[client]),
-            teachers=_members(net),
-            models=evaluator.config.teachers_of(client),
-            spec=spec,
-            seed=evaluator.config.seed,
-            partition_id=client,
-            device=evaluator.device,
-            dtype=evaluator.dtype,
-        )
-        for client, net in teachers.items()
-    ]
-
-
-def _members(net: nn.Module | None) -> list[nn.Module]:
-    if net is None:
-        return []
-    return [*net.members] if isinstance(net, Committee) else [net]
-
-
-def _sources(
-    config: Config,
-    synthetic: SyntheticSet,
-    wanted: Collection[str],
-    tasks: Sequence[Task],
-    refine: Refine,
-) -> dict[str, Source]:
-    """Return the sets beside a distilled one that students are trained on, by name of the row."""
-    plain = replace(config.relabel, **protocols.PLAIN_VIEWS)
-    found: dict[str, Source] = {}
-    if "hard_label" in wanted:
-        found["hard_label"] = _always(baselines.hard_label_set(synthetic))
-    if "distilled_plain" in wanted:
-        found["distilled_plain"] = _always(refine(synthetic, plain))
-    counts = synthetic.as_image_set().histogram(synthetic.spec.num_classes)
-    for name in config.coresets:
-        try:
-            rule = config.federation.slots or "even"
-            plan = baselines.coreset_plan(name, tasks, counts, rule)
-        except LookupError as error:
-            label, possible = error.args
-            _log.warning(
-                "the row '%s' is left out: the set has %s images of class '%s', and the clients "
-                "hold %s real ones",
-                name, counts[label], synthetic.spec.class_names[label], possible,
-            )  # fmt: skip
-            continue
-        choose = partial(_labelled_coreset, name, tasks, plan, refine)
-        if name == "random":
-            found["random"] = partial(choose, whole_image_views(config))
-            if "random_plain" in wanted:
-                found["random_plain"] = partial(choose, plain)
-        else:
-            found[name] = _always(choose(whole_image_views(config), 0))
-    return found
-
-
-def whole_image_views(config: Config) -> RelabelConfig:
-    """Return the views that real images are labelled in beside a distilled set.
-
-    They are the set's own, but for one case: our own protocol shows the tiles of a mosaic, and
-    real images are none. Their tiles would cost them 2.6 points (CIFAR-10, LOG.md). What a
-    user changed stays, and so do published protocols.
-    """
-    relabel, tiles = config.relabel, distiller_of(config).mosaic_tiles
-    if config.student.protocol != "default" or tiles == 1:
-        return relabel
-    mosaic, whole = (protocols.view_keys("default", n) for n in (tiles, 1))
-    filled_in = [key for key in whole if getattr(relabel, key) == mosaic[key]]
-    return replace(relabel, **{key: whole[key] for key in filled_in})
-
-
-def _labelled_coreset(
-    name: str,
-    tasks: Sequence[Task],
-    plan: Plan,
-    refine: Refine,
-    views: RelabelConfig,
-    number: int,
-) -> SyntheticSet:
-    return refine(baselines.coreset(name, tasks, plan, number), views)
-
-
-def _always(synthetic: SyntheticSet) -> Source:
-    return lambda number: synthetic

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedistill.embedding import Embedding
 from fedistill.images import DataSpec
-from fedistill.rows import short
+from fedistill.rows import short, tested_on
 from fedistill.sets import SyntheticSet
 from fedistill.shares import Curve
 from fedistill.student import Score
@@ -100,7 +100,7 @@ def score_bars(
     axes.set_yticks(range(len(rows)), [name for name, _, _ in reversed(rows)])
     lowest = min(min(score.top1) for _, score, _ in rows)
     axes.set_xlim(max(0.0, lowest - 0.35 * (100 - lowest) - 2), 100)
-    axes.set_xlabel(f"top-1 accuracy on the {split} split, percent")
+    axes.set_xlabel(f"top-1 accuracy on {tested_on(split)}, percent")
     axes.set_title(title, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -39,3 +39,8 @@ def short(name: str) -> str:
         rounds = name.removeprefix(_FEDAVG)
         return f"FedAvg, {rounds} round{'' if rounds == '1' else 's'}"
     return name.replace("_", " ")
+
+
+def tested_on(split: str) -> str:
+    """Say what a result's `evaluated_on` means."""
+    return "the devices' own images" if split == "clients" else f"the {split} split"

@@ -5,7 +5,7 @@ standard deviation. A student sees view `epoch mod V` of every image, exactly as
 saw it; for a set without soft labels it sees views of the same kind with hard labels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,11 +39,14 @@ class Score:
         top1: one for each seed.
         curves: for each seed, (epoch, mean training loss), thinned.
         network: the student of the first seed on the CPU, where it was kept.
+        tested: how many `images` of how many `devices` it was tested on, where that was done
+            by devices.
     """
 
     top1: list[float]
     curves: list[Curve]
     network: nn.Module | None = None
+    tested: Mapping[str, int] | None = None
 
     @property
     def mean(self) -> float:
@@ -66,6 +69,7 @@ class Score:
             "top1_mean": round(self.mean, 3),
             "top1_std": round(self.std, 3),
             "n": len(top1),
+            **({} if self.tested is None else {"tested_on": dict(self.tested)}),
         }
 
 

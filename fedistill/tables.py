@@ -49,6 +49,8 @@ def print_result(result: Mapping[str, Any], folder: Path) -> None:
         console.print(f"clients that did not label: {result['absent_labellers']}", style="yellow")
     if result.get("evaluated_on") == "validation":
         console.print("tested on held-out training images, not on the test split")
+    if result.get("evaluated_on") == "clients":
+        console.print("tested by the devices, on images that they keep for that")
     console.print(f"results: {folder}", highlight=False, soft_wrap=True)
     mlflow = result["mlflow"]
     if mlflow["run_id"]:

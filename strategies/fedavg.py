@@ -75,7 +75,7 @@ def run(grid: Grid, nodes: Mapping[int, int], evaluator: Evaluator, report: Repo
             return None
         set_threads()  # clients in this process have set their own
         load_weights(model, wire_fedavg.decode_weights(arrays))
-        top1 = accuracy(model, evaluator.test, spec, evaluator.dtype)
+        top1 = accuracy(model, evaluator.split, spec, evaluator.dtype)
         found.top1.append((server_round, top1))
         losses.append((server_round, ours.loss))
         name = rows.fedavg(server_round)

@@ -76,6 +76,8 @@ class Recorder:
 
     @property
     def _split(self) -> str:
+        if self.config.evaluate.at == "clients":
+            return "clients"
         return "validation" if self.config.data.validation else "test"
 
     @property

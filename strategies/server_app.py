@@ -46,6 +46,7 @@ from strategies.integrate import Integrate
 from strategies.kept import KeptReplies
 from strategies.mib import MixtureBottleneck
 from strategies.recorder import Recorder
+from strategies.tested_at_home import TestersAtHome
 
 app = ServerApp()
 
@@ -242,13 +243,17 @@ class Experiment:
         rival = self._fedavg(grid)
         started = time.perf_counter()
         nets = list(strategy.teachers.values())
-        answers = self.evaluator.answers(nets)
+        evaluator, answers = self.evaluator, list[Tensor]()
+        if self.config.evaluate.at == "clients":  # nothing is tested here, teachers neither
+            evaluator = replace(evaluator, elsewhere=self._testers(grid).test)
+        else:
+            answers = evaluator.answers(nets)
         top1 = [training.top1(logits, self.data.test.labels) for logits in answers]
-        self.teacher_top1 = dict(zip(strategy.teachers, top1, strict=True))
+        self.teacher_top1 = dict(zip(strategy.teachers, top1, strict=False))
         self.record.clients(strategy, self.teacher_top1)
         metrics: dict[str, int | float | list[int] | list[float]] = {}
         for ipc, scores in evaluation.score_all(
-            self.evaluator,
+            evaluator,
             strategy.sets,
             self.data.train,
             self._shards,
@@ -270,6 +275,11 @@ class Experiment:
                 metrics[f"ipc-{ipc}/{name}/top1-mean"] = score.mean
         self.evaluate_seconds = time.perf_counter() - started
         return MetricRecord(metrics)
+
+    def _testers(self, grid: Grid) -> TestersAtHome:
+        strategy = self.strategy
+        told = {n: it for n, it in strategy.descriptions.items() if n not in strategy.failures}
+        return TestersAtHome(self.config, self.data.spec, strategy.exchange, grid, told)
 
     def _fedavg(self, grid: Grid) -> fedavg.Found:
         """Let the clients that took part play the rival, if it is asked for."""

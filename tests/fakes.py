@@ -3,9 +3,11 @@
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from fedistill import config_file
@@ -44,6 +46,15 @@ def tiny_images(per_class: int = 10, spec: DataSpec | None = None, seed: int = 0
     for image, label in zip(images, labels.tolist(), strict=True):
         image[:, label * band : (label + 1) * band] += 150
     return ImageSet(images.to(torch.uint8), labels)
+
+
+def write_class_folders(folder: Path, images: ImageSet, names: Sequence[str]) -> Path:
+    """Write grey images as files in class folders, in their order."""
+    for number, (image, label) in enumerate(zip(images.images, images.labels, strict=True)):
+        place = folder / names[int(label)]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(place / f"{number:05}.png")
+    return folder
 
 
 def tiny_set(

@@ -31,6 +31,7 @@ from fedistill.report.page import (
     score,
 )
 from fedistill.report.recorded import SHORT_NAMES, Run, point
+from fedistill.rows import tested_on
 
 _REDRAWN = ("scores_", "squeeze_loss", "recover_loss")  # figures that the page draws itself
 
@@ -137,9 +138,9 @@ def _scores(run: Run) -> list[Block]:
         pictures.append(Chart(drawn, f"IPC {ipc}. Error bars: standard deviation over seeds."))
     split = run.result.get("evaluated_on", "test")
     caption = (
-        f"Top-1 accuracy in percent on the whole {split} split, last epoch; n students with fresh "
-        "seeds. Real images are as many as the set has, labelled in the same way; hard labels: the "
-        "same images without soft ones; the ensemble is all teachers together, without a set."
+        f"Top-1 accuracy in percent on the whole of {tested_on(split)}, last epoch; n students "
+        "with fresh seeds. Real images are as many as the set has, labelled in the same way; hard "
+        "labels: the same images without soft ones; the ensemble is all teachers together, without a set."
     )
     table = Table(head, rows, frozenset(strong), names=2, caption=caption)
     return [table, Pictures(pictures)]

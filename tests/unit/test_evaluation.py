@@ -12,7 +12,7 @@ import torch
 from fakes import CONVNET, CPU, tiny_config, tiny_images, tiny_set, tiny_spec, tiny_teacher
 from torch import nn
 
-from fedistill import baselines, evaluation, slots
+from fedistill import baselines, evaluation, rivals, slots
 from fedistill import student as students
 from fedistill.config import Config, ModelConfig, RelabelConfig
 from fedistill.crops import ViewOptions
@@ -252,16 +252,16 @@ def test_progress_counts_every_student_of_every_row():
 
 def test_real_images_beside_a_mosaic_are_seen_whole():
     lic = {"name": "lic"}
-    views = evaluation.whole_image_views(tiny_config(distill={**lic}))
+    views = rivals.whole_image_views(tiny_config(distill={**lic}))
     assert (views.tiles, views.tile_share, views.scale) == (1, 0.0, (0.6, 1.0))
     for sections in (
         {"student": {"protocol": "lic"}},  # a published protocol stays as it is
         {"relabel": {"tiles": 4, "tile_share": 0.25, "scale": [0.3, 1.0]}},  # and so does the user
     ):
         config = tiny_config(distill={**lic}, **sections)
-        assert evaluation.whole_image_views(config) == config.relabel
+        assert rivals.whole_image_views(config) == config.relabel
     plain = tiny_config()
-    assert evaluation.whole_image_views(plain) == plain.relabel
+    assert rivals.whole_image_views(plain) == plain.relabel
 
 
 def forbidden(*_: Any, **__: Any) -> Any:

@@ -81,6 +81,7 @@ FLOORS = [
         "fedistill.answers",
         "fedistill.comparison_files",
         "fedistill.deployment",
+        "fedistill.counts",
         "fedistill.device",
         "fedistill.distillers.base",
         "fedistill.embedding",
@@ -97,6 +98,7 @@ FLOORS = [
         "fedistill.student",
         "fedistill.teacher",
         "fedistill.wire",
+        "fedistill.wire_evaluate",
         "fedistill.wire_fedavg",
         "fedistill.wire_labels",
     ],
@@ -132,7 +134,13 @@ FLOORS = [
         "fedistill.sweep_record",
         "strategies.exchange",
     ],
-    ["fedistill.client", "strategies.labelling", "strategies.roll_call"],
+    [
+        "fedistill.client",
+        "fedistill.rivals",
+        "strategies.labelling",
+        "strategies.roll_call",
+        "strategies.tested_at_home",
+    ],
     [
         "fedistill.benchmark",
         "fedistill.client_app",
@@ -166,6 +174,7 @@ FLOWER = {
     "fedistill.records",
     "fedistill.states",
     "fedistill.wire",
+    "fedistill.wire_evaluate",
     "fedistill.wire_labels",
     "fedistill.wire_fedavg",
 }
