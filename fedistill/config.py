@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
+from fedistill.config_clients import DistillConfig, ModelConfig, RegularizerConfig, TeacherConfig
 from fedistill.config_data import DEVICES, DataConfig, PartitionConfig
-from fedistill.config_rows import (
+from fedistill.config_students import (
     CORESETS,
     NEED_TEACHERS,
     NEED_TRAINING_IMAGES,
@@ -18,8 +19,10 @@ from fedistill.config_rows import (
     Baseline,
     EvaluateConfig,
     FedAvgConfig,
+    Protocol,
+    StudentConfig,
 )
-from fedistill.rules import STRICT, Rule, above_zero, areas, at_least, below_one, check, share
+from fedistill.rules import STRICT, Rule, above_zero, areas, at_least, check, share
 
 __all__ = [
     "DEVICES",
@@ -35,6 +38,7 @@ __all__ = [
     "ModelConfig",
     "PartitionConfig",
     "PrivacyConfig",
+    "Protocol",
     "RegularizerConfig",
     "RelabelConfig",
     "StudentConfig",
@@ -42,100 +46,6 @@ __all__ = [
     "TeacherConfig",
     "TrackingConfig",
 ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """A network: convnet, wide_resnet16_2, mobilenet_v2_half, or any torchvision classifier.
-
-    The first layer of a resnet, mobilenet_v2, shufflenet_v2 or efficientnet keeps the resolution of
-    images of up to 64 pixels. `depth`, `width` and `norm` are for convnet alone; a depth left out
-    follows the image size.
-    """
-
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
-    name: str = "convnet"
-    depth: int | None = None
-    width: int | None = None
-    norm: Literal["batch", "instance"] | None = None
-
-    def __post_init__(self) -> None:
-        only_convnet = [key for key in ("depth", "width", "norm") if getattr(self, key) is not None]
-        check(
-            at_least(self, 1, "depth", "width"),
-            (
-                self.name == "convnet" or not only_convnet,
-                f"{', '.join(only_convnet)} can only be set for convnet, not for {self.name}",
-            ),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherConfig:
-    """Squeeze: how each client trains its teachers.
-
-    `backbones` lists the networks that every client trains; left out, it is the client's own
-    `model` alone. `count` trains that many of each, from other weights and in another order.
-    `shift` pads by that many pixels and crops back at random; left out, an eighth of the image.
-    """
-
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
-    count: int = 1
-    backbones: tuple[ModelConfig, ...] = ()
-    epochs: int = 20
-    batch_size: int = 128
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    warmup: float = 0.2
-    label_smoothing: float = 0.0
-    shift: int | None = None
-    flip: bool | None = None
-
-    def __post_init__(self) -> None:
-        check(
-            at_least(self, 0, "weight_decay", "shift"),
-            at_least(self, 1, "count", "epochs"),
-            at_least(self, 2, "batch_size"),
-            above_zero(self, "lr"),
-            below_one(self, "warmup", "momentum", "label_smoothing"),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class RegularizerConfig:
-    """One extra loss term: the name of a part in `losses/`, its weight, and its own options."""
-
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
-    name: str
-    weight: float
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistillConfig:
-    """How each client makes its share of the images.
-
-    In YAML the distiller's own options stand beside these keys.
-    """
-
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
-    name: str = "sre2l"
-    ipc: tuple[int, ...] = (10,)
-    regularizers: tuple[RegularizerConfig, ...] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check(
-            (
-                len(self.ipc) > 0 and all(ipc >= 1 for ipc in self.ipc),
-                f"ipc is {list(self.ipc)}; accepted: one or more sizes of at least 1",
-            ),
-            (
-                len(set(self.ipc)) == len(self.ipc),
-                f"ipc is {list(self.ipc)}; a size is twice in it",
-            ),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,61 +107,6 @@ class CotrainConfig:
     __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     name: str = "mib"
     options: Mapping[str, Any] = field(default_factory=dict)
-
-
-Protocol = Literal["default", "sre2l", "rded", "gvbsm", "edc", "lic", "dream"]
-Schedule = Literal[
-    "cosine", "half_cosine", "smoothing", "ssrs", "multistep", "two_steps", "constant"
-]
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudentConfig:
-    """How fresh students are trained on the set and tested; keys left out: see `protocol`.
-
-    models: names, or mappings like `model`. The bare name of the teachers' model means the
-    same model as theirs. loss `kl` compares softened labels, `mse` compares logits;
-    `ce_weight` adds cross-entropy on the hard labels. `batch_size` may be a table {ipc: size}.
-    `zeta` is of the schedules `smoothing` and `ssrs` (EDC): the learning rate falls as a cosine
-    that is `zeta` times as long as the training. `ranking` adds DD-Ranking's label-robust and
-    augmentation-robust scores of the first model, and the rows of students that they take.
-    """
-
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
-    models: tuple[str | ModelConfig, ...] = ("convnet",)
-    seeds: int = 5
-    protocol: Protocol = "default"
-    epochs: int | None = None
-    batch_size: int | dict[int, int] | None = None
-    optimizer: Literal["adamw", "sgd"] | None = None
-    lr: float | None = None
-    weight_decay: float | None = None
-    schedule: Schedule | None = None
-    zeta: float | None = None
-    loss: Literal["kl", "mse"] | None = None
-    ce_weight: float | None = None
-    temperature: float | None = None
-    ema: float | None = None
-    ranking: bool = False
-
-    @property
-    def networks(self) -> tuple[ModelConfig, ...]:
-        """The models, once the file has been read: bare names have been replaced."""
-        assert not any(isinstance(model, str) for model in self.models), self.models
-        return tuple(model for model in self.models if isinstance(model, ModelConfig))
-
-    def __post_init__(self) -> None:
-        sizes = 1 if self.batch_size is None else self.batch_size
-        least = min(sizes.values(), default=0) if isinstance(sizes, dict) else sizes
-        check(
-            at_least(self, 0, "weight_decay", "ce_weight"),
-            at_least(self, 1, "seeds", "epochs"),
-            above_zero(self, "lr", "temperature"),
-            at_least(self, 1, "zeta"),
-            (len(self.models) > 0, "models is empty; accepted: one or more models"),
-            (least >= 1, f"batch_size is {self.batch_size}; accepted: 1 or more"),
-            below_one(self, "ema"),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,16 +59,19 @@ def decode_train_request(content: RecordDict) -> TrainRequest:
     config, spec, partition_id = records.read_request(content)
     if "arrays" not in content.array_records:
         raise WireError("the request holds no weights")
+    arrays = content.array_records["arrays"]
+    form = states.form(config.teacher_model(partition_id), spec)
+    records.check_names("the request", arrays, form)
     return TrainRequest(
         config=config,
         spec=spec,
         partition_id=partition_id,
         server_round=records.integer(records.config_record(content, "config"), "server-round"),
-        weights=states.decode(
-            content.array_records["arrays"],
-            states.form(config.teacher_model(partition_id), spec),
-            "the request",
-        ),
+        # Of any type: an average of whole numbers is none.
+        weights={
+            name: records.tensor(name, arrays[name], shape=shape)
+            for name, (_, shape) in form.items()
+        },
     )
 
 

@@ -140,7 +140,8 @@ def _scores(run: Run) -> list[Block]:
     caption = (
         f"Top-1 accuracy in percent on the whole of {tested_on(split)}, last epoch; n students "
         "with fresh seeds. Real images are as many as the set has, labelled in the same way; hard "
-        "labels: the same images without soft ones; the ensemble is all teachers together, without a set."
+        "labels: the same images without soft ones; the ensemble is all teachers together, without "
+        "a set."
     )
     table = Table(head, rows, frozenset(strong), names=2, caption=caption)
     return [table, Pictures(pictures)]

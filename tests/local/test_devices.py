@@ -118,7 +118,7 @@ def test_a_mistake_on_a_device_is_told_in_short_and_its_files_are_not(
     assert "a.png is not an image that can be read" in unread.splitlines()[-1]
     assert "secret" not in unread
 
-    def fail(*args: object) -> None:
+    def fail(*args: object, **options: object) -> None:
         raise ValueError("row 7: name=Jane, age=61")
 
     monkeypatch.setattr(data, "splits", fail)

@@ -572,3 +572,66 @@ def test_what_needs_teachers_on_the_server_is_refused_when_they_stay_at_home(res
 def test_what_needs_no_teachers_is_accepted_when_they_stay_at_home():
     text = "baselines: [random, hard_label, full_data]\nstudent: {ranking: true}"
     assert loads(f"{text}\nrelabel: {{at: clients}}").relabel.at == "clients"
+
+
+# Real devices
+
+DEVICES = """
+data: {name: devices, classes: [cat, dog], size: 28, channels: 1}
+evaluate: {at: clients}
+"""
+
+
+def test_data_that_devices_alone_have_are_described_by_the_config():
+    config = loads(DEVICES + "baselines: [hard_label]")
+    assert (config.data.classes, config.data.size, config.data.channels) == (("cat", "dog"), 28, 1)
+    assert loads(dump(config)) == config
+    assert loads("").evaluate.at == "server"
+    assert not loads("").privacy.allow_real_images
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["data.size=null"], "size is missing and name is devices"),
+        (["data.channels=2"], "channels is 2 and name is devices; accepted: 1 or 3"),
+        (["data.channels=null"], "channels is None"),
+        (["data.classes=[cat]"], "accepted: two or more names"),
+        (["data.classes=[cat, cat]"], "accepted: two or more names"),
+        (["data.classes=[cat, ' ']"], "accepted: two or more names"),
+        (["data.fraction=0.5", "data.zca=true"], "fraction, zca is given and name is devices"),
+        (["data.validation=0.1"], "validation is given"),
+        (["data.name=digits"], "classes, channels has no meaning for data 'digits'"),
+        (["evaluate.at=server"], "no images to test on; accepted: evaluate.at: clients"),
+        (["baselines=[random]"], "random, made of training images on the server"),
+        (["baselines=[full_data, hard_label]"], "full_data, made of training images"),
+        (["student={ranking: true}"], "student.ranking is true"),
+        (["sweep={clients: [1, 2]}"], "sweep is given"),
+    ],
+)
+def test_what_needs_images_on_the_server_is_refused_where_it_has_none(
+    overrides: list[str], says: str
+):
+    assert says in refusal(DEVICES, *overrides)
+
+
+@pytest.mark.parametrize("row", ["ensemble", "weight_average", "fedavg"])
+def test_rows_that_are_no_students_cannot_be_tested_by_devices(row: str):
+    text = f"evaluate: {{at: clients}}\nbaselines: [random, {row}]"
+    assert f"baselines holds {row}, tested on the server" in refusal(text)
+    assert "accepted: random, herding, k_center, hard_label, full_data" in refusal(text)
+    assert "data.validation is 0.1" in refusal("evaluate: {at: clients}\ndata: {validation: 0.1}")
+    assert loads("evaluate: {at: clients}\nbaselines: [random, full_data]").evaluate.at == "clients"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("evaluate: {at: home}", "'server' or 'clients'"),
+        ("evaluate: {on: clients}", "unknown key"),
+        ("privacy: {allow_real_image: true}", "did you mean 'allow_real_images'"),
+        ("privacy: {allow_real_images: maybe}", "privacy.allow_real_images"),
+    ],
+)
+def test_mistakes_in_the_sections_of_devices_are_named(text: str, says: str):
+    assert says in refusal(text)

@@ -9,18 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fakes import tiny_config, tiny_set, tiny_spec, tiny_teacher
+from fakes import CONVNET, tiny_config, tiny_set, tiny_spec, tiny_teacher
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedistill import records, wire, wire_labels
+from fedistill import records, wire, wire_evaluate, wire_labels
+from fedistill.counts import Counts
 from fedistill.crops import ViewOptions
 from fedistill.errors import WireError
 from fedistill.models.build import names
 from fedistill.shares import Share
 from fedistill.wire import Description, DistillRequest
+from fedistill.wire_evaluate import EvaluateRequest
 from fedistill.wire_labels import LabelRequest
 
 SPEC = tiny_spec()
@@ -58,6 +60,11 @@ TO_LABEL = LabelRequest(
     mine=torch.ones(2, 6, dtype=torch.bool),
 )
 
+TO_TEST = EvaluateRequest(
+    config=CONFIG, spec=SPEC, partition_id=3, model=CONVNET, students=(TEACHER, TEACHER)
+)
+COUNTS = Counts((4, 0, 6), ((4, 0, 5), (1, 0, 2)))
+
 Change = Callable[[RecordDict], object]
 
 
@@ -80,6 +87,10 @@ REPLIES = {
     "labels": Reply(
         lambda: wire_labels.encode_answers(3, torch.zeros(12, 3).half()),
         lambda content: wire_labels.decode_answers(content, TO_LABEL),
+    ),
+    "counts": Reply(
+        lambda: wire_evaluate.encode_counts(3, COUNTS),
+        lambda content: wire_evaluate.decode_counts(content, TO_TEST, held_out=10),
     ),
 }
 
@@ -280,6 +291,23 @@ HOSTILE: dict[str, dict[str, Change]] = {
         "far too many": put_array("labels", "logits", np.zeros((MANY, 3), np.float16)),
         "none": lambda content: content.pop("labels"),
     },
+    "counts": {
+        "another client's": put("metrics", "partition-id", 4),
+        "of no client": drop("metrics", "partition-id"),
+        "a metric more": put("metrics", "more", 4),
+        "more right than there are": put("metrics", "correct", [5, 0, 5, 1, 0, 2]),
+        "fewer than none": put("metrics", "correct", [-1, 0, 5, 1, 0, 2]),
+        "of another student": put("metrics", "correct", [4, 0, 5]),
+        "of a million students": put("metrics", "correct", [0] * MANY),
+        "fractions": put("metrics", "correct", [4.0, 0.0, 5.0, 1.0, 0.0, 2.0]),
+        "one number": put("metrics", "correct", 4),
+        "of other classes": put("metrics", "images", [10]),
+        "of images below none": put("metrics", "images", [11, -1, 0]),
+        "of more images than it has": put("metrics", "images", [10**12, 0, 0]),
+        "beside a set": replaced("set", ArrayRecord()),
+        "as a config": replaced("metrics", ConfigRecord({"partition-id": 3})),
+        "none": lambda content: content.pop("metrics"),
+    },
 }
 
 
@@ -420,6 +448,13 @@ def test_whatever_arrives_is_read_as_a_good_reply_or_is_a_wire_error(
         assert min(found.histogram) >= 0
         assert found.name.isprintable()
         assert len(found.name) <= 64
+    elif isinstance(found, Counts):
+        assert sum(found.images) == 10
+        assert all(
+            right <= images
+            for row in found.correct
+            for right, images in zip(row, found.images, strict=True)
+        )
     else:
         assert found.shape == (12, 3)
         assert found.isfinite().all()

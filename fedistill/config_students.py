@@ -1,0 +1,100 @@
+"""The sections of a config that say what a set is worth: students, their tests, rivals."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from fedistill.config_clients import ModelConfig
+from fedistill.rules import STRICT, above_zero, at_least, below_one, check
+
+Protocol = Literal["default", "sre2l", "rded", "gvbsm", "edc", "lic", "dream"]
+Schedule = Literal[
+    "cosine", "half_cosine", "smoothing", "ssrs", "multistep", "two_steps", "constant"
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """How fresh students are trained on the set and tested; keys left out: see `protocol`.
+
+    models: names, or mappings like `model`. The bare name of the teachers' model means the
+    same model as theirs. loss `kl` compares softened labels, `mse` compares logits;
+    `ce_weight` adds cross-entropy on the hard labels. `batch_size` may be a table {ipc: size}.
+    `zeta` is of the schedules `smoothing` and `ssrs` (EDC): the learning rate falls as a cosine
+    that is `zeta` times as long as the training. `ranking` adds DD-Ranking's label-robust and
+    augmentation-robust scores of the first model, and the rows of students that they take.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
+    models: tuple[str | ModelConfig, ...] = ("convnet",)
+    seeds: int = 5
+    protocol: Protocol = "default"
+    epochs: int | None = None
+    batch_size: int | dict[int, int] | None = None
+    optimizer: Literal["adamw", "sgd"] | None = None
+    lr: float | None = None
+    weight_decay: float | None = None
+    schedule: Schedule | None = None
+    zeta: float | None = None
+    loss: Literal["kl", "mse"] | None = None
+    ce_weight: float | None = None
+    temperature: float | None = None
+    ema: float | None = None
+    ranking: bool = False
+
+    @property
+    def networks(self) -> tuple[ModelConfig, ...]:
+        """The models, once the file has been read: bare names have been replaced."""
+        assert not any(isinstance(model, str) for model in self.models), self.models
+        return tuple(model for model in self.models if isinstance(model, ModelConfig))
+
+    def __post_init__(self) -> None:
+        sizes = 1 if self.batch_size is None else self.batch_size
+        least = min(sizes.values(), default=0) if isinstance(sizes, dict) else sizes
+        check(
+            at_least(self, 0, "weight_decay", "ce_weight"),
+            at_least(self, 1, "seeds", "epochs"),
+            above_zero(self, "lr", "temperature"),
+            at_least(self, 1, "zeta"),
+            (len(self.models) > 0, "models is empty; accepted: one or more models"),
+            (least >= 1, f"batch_size is {self.batch_size}; accepted: 1 or more"),
+            below_one(self, "ema"),
+        )
+
+
+Baseline = Literal[
+    "random", "herding", "k_center", "hard_label", "ensemble", "weight_average", "fedavg",
+    "full_data",
+]  # fmt: skip
+CORESETS = ("random", "herding", "k_center")  # sets of real images, made by distillers so named
+NEED_TEACHERS = ("herding", "k_center", "ensemble", "weight_average")  # on the server
+NEED_TRAINING_IMAGES = (*CORESETS, "full_data")  # on the server
+TESTED_ON_SERVER = ("ensemble", "weight_average", "fedavg")  # for they are no students of a set
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedAvgConfig:
+    """The baseline `fedavg`: how long the clients' `model` is trained by federated averaging.
+
+    `epochs` is what each client trains in one round, with the teachers' recipe otherwise; left
+    out, as many as a teacher, so that the first round is what papers call one-shot FedAvg.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
+    rounds: int = 5
+    epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        check(at_least(self, 1, "rounds", "epochs"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Where students are tested.
+
+    at: `server`, on its test split; `clients`: every device tests them on images that it has
+    kept for that, and tells how many were right.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
+    at: Literal["server", "clients"] = "server"
