@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedistill import decoding, image_cache, sources, whitening
-from fedistill.config import DataConfig
+from fedistill.config import DEVICES, DataConfig
 from fedistill.errors import DataError
 from fedistill.image_cache import Splits
 from fedistill.images import DataSpec, ImageSet
@@ -84,6 +84,38 @@ def load(config: DataConfig, seed: int = 0) -> Data:
     if config.zca:
         spec = replace(spec, zca=_whitening(train.images, fingerprint))
     return Data(spec, train, test, fingerprint)
+
+
+def load_server(config: DataConfig, seed: int = 0) -> Data:
+    """Load what the server of a deployment has: perhaps a test split alone, perhaps nothing.
+
+    Without a training split `train` is empty, and the spec is good enough to ask the devices for
+    their pixel levels (`spec_from`).
+
+    Args:
+        config: which images; `devices`: none.
+        seed: as for `load`.
+
+    Raises:
+        DataError: as for `load`, or what is asked for takes training images.
+    """
+    found = None
+    if config.name != DEVICES:
+        found = splits(config, needed=("test",))
+        if len(found.train):
+            return load(config, seed)
+    wanted = [key for key in ("validation", "zca") if getattr(config, key)]
+    if wanted:
+        raise DataError(
+            f"data.{wanted[0]} is {getattr(config, wanted[0])}, which takes training images, and "
+            "the server has none; leave it out"
+        )
+    spec = spec_from(config, found)
+    empty = torch.empty(0, spec.channels, spec.size, spec.size, dtype=torch.uint8)
+    none = ImageSet(empty, torch.empty(0, dtype=torch.int64))
+    test = found.test if found else none
+    used = Splits(spec.class_names, none.images, none.labels, test.images, test.labels)
+    return Data(spec, none, test, used.fingerprint())
 
 
 def _whitening(images: Tensor, fingerprint: str) -> whitening.Whitening:
@@ -174,7 +206,7 @@ def pixel_levels(images: Tensor) -> tuple[tuple[int, ...], ...]:
 def _spec(config: DataConfig, found: Splits, levels: Tensor) -> DataSpec:
     channels, size = found.test_images.shape[1:3]
     folder = None
-    if config.name not in ("digits", "devices"):
+    if config.name not in ("digits", DEVICES):
         folder = sources.local_folder(config.name)
     place = folder.name if folder else config.name.split("/")[-1]
     name = _SHORT_NAMES.get(config.name, place)

@@ -8,7 +8,7 @@ Replies arrive in any order and node ids are random, so everything is kept by pa
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from logging import INFO, WARNING
 
@@ -35,6 +35,7 @@ from strategies.kept import KeptReplies
 from strategies.labelling import LabellersAtHome
 
 Report = Callable[[str, int, int, str], None]
+SpecOf = Callable[[Sequence[Sequence[Sequence[int]]]], DataSpec]
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
@@ -48,6 +49,7 @@ class FedDistill(Strategy):
         dtype: of its convolutions.
         report: called with stage, steps done, steps in all, and a note.
         kept: of a deployment: where replies are kept; None in a simulation.
+        spec_of: makes the spec from the devices' pixel levels, where they alone have images.
 
     After `start`: `sets` holds the refined set of each IPC, `plans` who made what, `shares` and
     `teachers` what each client delivered, `at_home` who labels where teachers stay with the clients
@@ -64,7 +66,9 @@ class FedDistill(Strategy):
         dtype: torch.dtype,
         report: Report = lambda stage, done, total, note: None,
         kept: KeptReplies | None = None,
+        spec_of: SpecOf | None = None,
     ) -> None:
+        self._spec_of = spec_of
         self.config = config
         self.spec = spec
         self.device = device
@@ -144,8 +148,10 @@ class FedDistill(Strategy):
             PartitionError: nobody holds a class.
         """
         result = Result()
-        self.descriptions = roll_call.call(self.exchange, grid, self.spec, self.report)
-        self._adopt_models()
+        self.descriptions = roll_call.call(
+            self.exchange, grid, self.spec, self.report, pixels=self._spec_of is not None
+        )
+        self._adopt()
         self._plan()
         server_round = 0
         while self._missing():
@@ -278,17 +284,30 @@ class FedDistill(Strategy):
         relabel = self.config.relabel
         log(INFO, "\t└──> relabel: %s at %s, %s views", relabel.name, relabel.at, relabel.views)
 
-    def _adopt_models(self) -> None:
-        """Let devices train the networks that they have chosen: the config then lists them."""
+    def _adopt(self) -> None:
+        """Let devices train the networks that they have chosen, and the spec be of their images.
+
+        Raises:
+            UserError: the experiment does not fit them.
+        """
+        if self._spec_of is not None:
+            self.spec = self._spec_of([found.pixels for found in self.descriptions.values()])
         own = {client: wire.model_of(found) for client, found in self.descriptions.items()}
-        if not any(own.values()):
-            return
-        log(INFO, "networks of clients: %s", {n: it.name for n, it in own.items() if it})
-        everyone = range(self.config.partition.clients)
-        models = tuple(own.get(n) or self.config.teacher_model(n) for n in everyone)
-        self.config = replace(self.config, model=models)
-        self.exchange.config = self.config
-        planning.check(self.config, self.spec)
+        if any(own.values()):
+            log(INFO, "networks of clients: %s", {n: it.name for n, it in own.items() if it})
+            everyone = range(self.config.partition.clients)
+            models = tuple(own.get(n) or self.config.teacher_model(n) for n in everyone)
+            self.config = self.exchange.config = replace(self.config, model=models)
+        if self.exchange.kept is not None:  # a simulation is checked before it starts
+            planning.check(self.config, self.spec)
+        for client, found in self.descriptions.items():
+            if found.unknown_classes:
+                log(
+                    WARNING,
+                    "%s has images of classes that nobody asks for: %s",
+                    self.exchange.called(client),
+                    ", ".join(found.unknown_classes),
+                )
 
     def _plan(self) -> None:
         try:

@@ -101,6 +101,7 @@ def call(
     grid: Grid,
     spec: DataSpec,
     report: Report = lambda stage, done, total, note: None,
+    pixels: bool = False,
 ) -> dict[int, Description]:
     """Let everybody describe what they hold, and number them.
 
@@ -109,6 +110,7 @@ def call(
         grid: to reach the nodes.
         spec: of the data set.
         report: called with stage, nodes that are there, nodes that are wanted, and a note.
+        pixels: whether devices are asked for the pixel levels of their images.
 
     Returns:
         What each has said, by partition id.
@@ -119,7 +121,7 @@ def call(
     if exchange.kept is None:
         found = _simulation(exchange, grid, spec, report)
     else:
-        found = Devices(exchange, grid, spec, exchange.kept, report).call()
+        found = Devices(exchange, grid, spec, exchange.kept, report, pixels).call()
     exchange.require_clients()
     return dict(sorted(found.items()))
 
@@ -153,6 +155,7 @@ class Devices:
     spec: DataSpec
     kept: KeptReplies
     report: Report
+    pixels: bool
 
     def call(self) -> dict[int, Description]:
         """Let the devices describe themselves, or read what they said in an earlier life."""
@@ -177,7 +180,8 @@ class Devices:
         self._ask()
 
     def _request(self) -> RecordDict:
-        return wire.encode_describe_request(self.exchange.config, self.spec, UNNUMBERED)
+        config, spec = self.exchange.config, self.spec
+        return wire.encode_describe_request(config, spec, UNNUMBERED, self.pixels)
 
     def _remembered(self) -> dict[int, Description] | None:
         request = self._request()

@@ -31,6 +31,8 @@ from fedistill.config import Config
 from fedistill.cores import set_threads
 from fedistill.errors import WorkerDied
 from fedistill.evaluation import Evaluator, Scores
+from fedistill.image_cache import Splits
+from fedistill.images import DataSpec
 from fedistill.locking import exclusive
 from fedistill.partition import Partition
 from fedistill.progress import Progress, to_log
@@ -188,7 +190,9 @@ class Experiment:
         # Devices share no file with us: what the operator sees comes through the log.
         on_event = to_log(lambda line: log(INFO, "%s", line)) if kept else None
         self.progress = Progress("server", on_event=on_event)
-        self.data = data.load(config.data, config.seed)
+        self.data = (data.load_server if kept else data.load)(config.data, config.seed)
+        # Images that devices alone have: their mean and deviation are known when all have spoken.
+        spec_of = None if len(self.data.train) else self._spec_of
         self.record = Recorder(config, output, self.data, journal)
         device = device_for(1.0)
         dtype = resolve_precision(config.precision, device)
@@ -207,12 +211,25 @@ class Experiment:
             dtype=dtype,
             report=self.progress.report,
             kept=kept,
+            spec_of=spec_of,
         )
         self.partition = None if kept else self._split()
         self.scores: dict[int, Scores] = {}
         self.teacher_top1: dict[int, float] = {}
         self.evaluate_seconds = 0.0
         self.fedavg_seconds = 0.0
+
+    def _spec_of(self, pixels: Sequence[Sequence[Sequence[int]]]) -> DataSpec:
+        """Give everything the spec of the devices' images."""
+        test = self.data.test
+        known = Splits(
+            self.data.spec.class_names, test.images[:0], test.labels[:0], test.images, test.labels
+        )
+        spec = data.spec_from(self.config.data, known, pixels)
+        self.data = replace(self.data, spec=spec)
+        self.record = replace(self.record, data=self.data)
+        self.evaluator = replace(self.evaluator, spec=spec)
+        return spec
 
     def _split(self) -> Partition:
         labels, classes = self.data.train.labels, self.data.spec.num_classes

@@ -108,17 +108,16 @@ class TestersAtHome:
 
     def _ask(self, requests: Mapping[int, EvaluateRequest]) -> list[Counts]:
         contents = {n: wire_evaluate.encode_evaluate_request(it) for n, it in requests.items()}
-        messages = self._exchange.messages(wire_evaluate.EVALUATE, contents)
-        replies = self._exchange.send(self._grid, messages)
-        answers = []
-        for client, content in self._exchange.good(replies, requests, self._fail).items():
+        answers = dict[int, Counts]()
+        asked = self._exchange.ask(self._grid, wire_evaluate.EVALUATE, contents, self._fail)
+        for client, content in asked:
             try:
-                answers.append(
-                    wire_evaluate.decode_counts(content, requests[client], self._held_out[client])
+                answers[client] = wire_evaluate.decode_counts(
+                    content, requests[client], self._held_out[client]
                 )
             except WireError as error:
                 self._fail(client, f"its counts were refused: {error}")
-        return answers
+        return [answers[client] for client in sorted(answers)]
 
     def _fail(self, client: int, reason: str) -> None:
         if client not in self.failures:  # the first reason counts

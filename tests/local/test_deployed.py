@@ -1,6 +1,7 @@
 """A deployment in this process: devices with folders of their own, and a server that may die."""
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from split_folders import write_central, write_parts
 
 from fedistill import client_app, config_file, deployment, results, runner, wire
 from fedistill.config import Config
-from fedistill.errors import ClientsFailed, ConfigError
+from fedistill.errors import ClientsFailed, ConfigError, DataError
 from fedistill.sets import SyntheticSet
 from strategies import local, server_app
 
@@ -206,3 +207,40 @@ def test_what_needs_the_images_of_devices_is_refused_by_the_server_too(config, f
     tree = config_file.to_dict(config) | {"baselines": ["random"]}
     with pytest.raises(ConfigError, match="stay where they are"):
         deploy(config_file.from_dict(tree), Devices(named(folders)))
+
+
+def test_a_server_needs_no_training_images(config, folders, expected, tmp_path):
+    """Mean and deviation come from the devices, to the last bit."""
+    shutil.copytree(Path(config.data.name) / "test", tmp_path / "central" / "test")
+    tree = config_file.to_dict(config)
+    tree["data"]["name"] = str(tmp_path / "central")
+    result = deploy(config_file.from_dict(tree), Devices(named(folders)))
+    assert result["sets"]["2"]["sha256"] == expected
+    tree["data"]["zca"] = True
+    with pytest.raises(DataError, match=r"data\.zca is True.*the server has none"):
+        deploy(config_file.from_dict(tree), Devices(named(folders)), "whitened")
+
+
+def test_a_server_needs_no_images_at_all(config, folders, expected):
+    tree = config_file.to_dict(config)
+    tree["data"] = {
+        "name": "devices", "classes": list("0123456789"), "size": 8, "channels": 1,
+    }  # fmt: skip
+    tree["evaluate"] = {"at": "clients"}
+    tree["baselines"] = ["hard_label"]
+    keep = [device | {"holdout": 0.25} for device in named(folders)]
+    result = deploy(config_file.from_dict(tree), Devices(keep))
+    score = result["sets"]["2"]["students"]["convnet"]
+    assert 0 < score["top1_mean"] <= 100
+    assert result["sets"]["2"]["images"] == 20
+
+
+def test_classes_that_nobody_asks_for_are_told(config, folders, tmp_path, caplog):
+    devices = named(folders)
+    mixed = tmp_path / "mixed"
+    shutil.copytree(folders[0], mixed)
+    shutil.copytree(folders[0] / "3", mixed / "bananas")
+    devices[0]["data"] = str(mixed)
+    result = deploy(config, Devices(devices))
+    assert result["absent_clients"] == []
+    assert "client 0 (site-0) has images of classes that nobody asks for: bananas" in caplog.text
