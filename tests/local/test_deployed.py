@@ -211,9 +211,10 @@ def test_what_needs_the_images_of_devices_is_refused_by_the_server_too(config, f
 
 def test_a_server_needs_no_training_images(config, folders, expected, tmp_path):
     """Mean and deviation come from the devices, to the last bit."""
-    shutil.copytree(Path(config.data.name) / "test", tmp_path / "central" / "test")
+    central = tmp_path / Path(config.data.name).name  # the name is part of the set
+    shutil.copytree(Path(config.data.name) / "test", central / "test")
     tree = config_file.to_dict(config)
-    tree["data"]["name"] = str(tmp_path / "central")
+    tree["data"]["name"] = str(central)
     result = deploy(config_file.from_dict(tree), Devices(named(folders)))
     assert result["sets"]["2"]["sha256"] == expected
     tree["data"]["zca"] = True

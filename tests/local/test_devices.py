@@ -20,6 +20,7 @@ from strategies import local
 from strategies.tested_at_home import require_testers
 
 CONFIG = tiny_config(partition={"clients": 3})
+SPEC = data.load(CONFIG.data).spec
 
 
 @pytest.fixture(autouse=True)
@@ -50,11 +51,10 @@ def describe(
     grid: local.LocalGrid, config: Config = CONFIG, partition_id: int = -1, pixels: bool = False
 ) -> list[Description | str]:
     """Ask every device; return what it says, or why it does not."""
-    spec = data.load(CONFIG.data).spec
     with local.task_identity():
         messages = [
             Message(
-                wire.encode_describe_request(config, spec, partition_id, pixels),
+                wire.encode_describe_request(config, SPEC, partition_id, pixels),
                 dst_node_id=node,
                 message_type=wire.DESCRIBE,
             )
@@ -183,7 +183,10 @@ def test_a_device_trains_the_network_of_its_own_with_its_own_batch_size(tmp_path
     )
     strategy, _ = start(replace(CONFIG, model=models), lambda *_: grid_of(*nodes))
     assert strategy.failures == {}
-    refused, _ = start(CONFIG, lambda *_: grid_of(*nodes))
+    adopted, _ = start(CONFIG, lambda *_: grid_of(*nodes))  # the config follows the device
+    assert adopted.sets[1].sha256 == strategy.sets[1].sha256
+    backbones = replace(CONFIG.teacher, backbones=(CONFIG.teacher_model(0),))
+    refused, _ = start(replace(CONFIG, teacher=backbones), lambda *_: grid_of(*nodes))
     assert "the node config's model is convnet" in refused.failures[1].splitlines()[-1]
     assert_full(refused.sets[1], 1)
 
