@@ -62,7 +62,7 @@ def describe(
         ]
         replies = list(grid.send_and_receive(messages))
     return [
-        reply.error.reason if reply.has_error() else wire.decode_description(reply.content, spec)
+        reply.error.reason if reply.has_error() else wire.decode_description(reply.content, SPEC)
         for reply in replies
     ]
 
