@@ -30,7 +30,10 @@ def reason_of(error: Exception) -> str:
         whole = "".join(traceback.format_exception(error))
         return f"{short}\n{whole[-(_LONGEST - len(short)) :]}"
     _log.error("a message could not be answered", exc_info=error)
-    frames = "".join(traceback.format_tb(error.__traceback__))
+    frames = "".join(
+        f'  File "{frame.filename}", line {frame.lineno}, in {frame.name}\n'
+        for frame in traceback.extract_tb(error.__traceback__)
+    )
     return f"{short}\n{frames[-(_LONGEST - 2 * len(short)) :]}{short}"
 
 

@@ -121,7 +121,8 @@ def test_a_mistake_on_a_device_is_told_in_short_and_its_files_are_not(
     def fail(*args: object, **options: object) -> None:
         raise ValueError("row 7: name=Jane, age=61")
 
-    monkeypatch.setattr(data, "splits", fail)
+    Image.new("L", (8, 8)).save(tmp_path / "own" / "0" / "a.png")
+    monkeypatch.setattr(device, "_as_asked", fail)
     (hidden,) = map(reason, describe(grid_of(broken)))
     assert hidden.splitlines()[-1] == "ValueError: the device's own log says more"
     assert "device.py" in hidden

@@ -126,3 +126,50 @@ def test_the_form_of_a_network_is_that_of_its_state_and_takes_no_memory():
     assert form == states.form_of(tiny_teacher().state_dict())
     vast = replace(CONVNET, width=10**6)
     assert states.largest(states.form(vast, SPEC)) > 10**13
+
+
+class Silent(Exchange):
+    """An exchange whose clients answer with what they like, or do not answer."""
+
+    def __init__(self, answers: dict[int, RecordDict]) -> None:
+        super().__init__(REQUEST.config)
+        self.answers = answers
+        self.asked: list[list[int]] = []
+
+    def ask(
+        self,
+        grid: Grid,
+        message_type: str,
+        contents: Mapping[int, RecordDict],
+        fail: Callable[[int, str], None] | None = None,
+    ) -> Iterator[tuple[int, RecordDict]]:
+        assert fail is not None
+        self.asked.append(sorted(contents))
+        torch.set_num_threads(2)  # as clients in this process may do
+        for number in reversed(contents):
+            if number in self.answers:
+                yield number, self.answers[number]
+            else:
+                fail(number, "no answer")
+
+
+def test_who_tests_badly_is_asked_no_more_and_somebody_must_be_left():
+    told = {n: Description(n, [1, 1, 1], {}, held_out=held) for n, held in enumerate((6, 6, 0, 6))}
+    good = wire_evaluate.encode_counts(0, Counts((2, 2, 2), ((1, 1, 1), (2, 2, 2))))
+    exchange = Silent({0: good, 1: RecordDict()})
+    testers = TestersAtHome(REQUEST.config, SPEC, exchange, None, told)  # type: ignore[arg-type]
+    students = [tiny_teacher(0), tiny_teacher(1)]
+    found = testers.test(CONVNET, students)
+    assert (found.top1, found.images, found.devices) == ([50.0, 100.0], 6, 1)
+    assert "its counts were refused" in testers.failures[1]
+    assert testers.failures[3] == "no answer"
+    assert torch.get_num_threads() == 1
+    exchange.answers = {}
+    with pytest.raises(
+        ClientsFailed, match="no device is left that tests students; client 3: no answer"
+    ):
+        testers.test(CONVNET, students)
+    assert exchange.asked == [[0, 1, 3], [0]]
+    nobody = {2: told[2]}
+    with pytest.raises(ClientsFailed, match="no device keeps images for tests"):
+        TestersAtHome(REQUEST.config, SPEC, exchange, None, nobody)  # type: ignore[arg-type]
