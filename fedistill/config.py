@@ -20,6 +20,7 @@ from fedistill.config_students import (
     EvaluateConfig,
     FedAvgConfig,
     Protocol,
+    Schedule,
     StudentConfig,
 )
 from fedistill.rules import STRICT, Rule, above_zero, areas, at_least, check, share
@@ -41,6 +42,7 @@ __all__ = [
     "Protocol",
     "RegularizerConfig",
     "RelabelConfig",
+    "Schedule",
     "StudentConfig",
     "SweepConfig",
     "TeacherConfig",
