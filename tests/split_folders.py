@@ -1,22 +1,12 @@
 """One data set on disk as a server has it, and its parts as devices have them."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
+from fakes import write_class_folders
 
 from fedistill import data, partition
 from fedistill.config import Config, DataConfig
-from fedistill.images import ImageSet
-
-
-def write_folders(folder: Path, images: ImageSet, names: Sequence[str]) -> None:
-    """Write class folders whose files sort in the order of the images."""
-    for number, (image, label) in enumerate(zip(images.images, images.labels, strict=True)):
-        path = folder / names[int(label)] / f"{number:05}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image.squeeze(0).numpy()).save(path)
 
 
 def write_central(folder: Path, each: int = 30) -> None:
@@ -31,7 +21,9 @@ def write_central(folder: Path, each: int = 30) -> None:
             for label in range(10)
             for index in (images.labels == label).nonzero().flatten()[:count].tolist()
         ]
-        write_folders(folder / split, images.select(torch.tensor(chosen)), digits.spec.class_names)
+        write_class_folders(
+            folder / split, images.select(torch.tensor(chosen)), digits.spec.class_names
+        )
 
 
 def write_parts(folder: Path, config: Config) -> list[Path]:
@@ -43,5 +35,5 @@ def write_parts(folder: Path, config: Config) -> list[Path]:
     folders = []
     for number, index in enumerate(parts.indices):
         folders.append(folder / f"device-{number}")
-        write_folders(folders[-1], loaded.train.select(index), loaded.spec.class_names)
+        write_class_folders(folders[-1], loaded.train.select(index), loaded.spec.class_names)
     return folders

@@ -93,7 +93,7 @@ def federation(loopback: Loopback, config: Config) -> Federation:
 def write(config: Config, path: Path, **changes: Any) -> Path:
     tree = config_file.to_dict(config)
     for section, keys in changes.items():
-        tree[section] = tree[section] | keys
+        tree[section] = tree[section] | keys if isinstance(keys, dict) else keys
     path.write_text(config_file.dump(config_file.from_dict(tree)))
     return path
 
@@ -124,3 +124,74 @@ def test_three_devices_make_the_set_of_the_simulation(
     # Nothing of the devices' disks is in what the operator gets.
     for name in ("result.json", "tracking.jsonl", "log.txt", "report.html"):
         assert str(federation.folders[0]) not in (output / name).read_text(), name
+
+
+def test_devices_die_and_the_set_is_full_all_the_same(
+    federation: Federation, config: Config, tmp_path: Path
+):
+    """One is killed during squeeze, another during recover; both serve the next run again."""
+    loopback = federation.loopback
+    output = tmp_path / "second"
+    long = {"teacher": {"epochs": 400}, "distill": {"iterations": 4000}, "seed": 1}
+    path = write(config, tmp_path / "second.yaml", **long)
+    command = loopback.run("run", str(path), "--superlink", NAME, "--output", str(output))
+    until(lambda: federation.is_in(1, "squeeze"), 120, "site-1 squeezes")
+    loopback.kill(SITES[1])
+    until(lambda: federation.is_in(2, "recover"), 120, "site-2 recovers")
+    loopback.kill(SITES[2])
+    killed = time.monotonic()
+    said = command.end()
+    result = results.read_json(output / results.RESULT)
+    assert result["absent_clients"] == [1, 2]
+    assert all("its node is gone" in why for why in result["absent_because"].values())
+    assert SyntheticSet.load(output / "sets" / "ipc-3").clients.unique().tolist() == [0]
+    assert result["sets"]["3"]["images"] == 30
+    assert "its node is gone" in said
+    # A SuperNode that was killed is refused until its last sign of life is a minute old.
+    time.sleep(max(0.0, killed + 62 - time.monotonic()))
+    for number in (1, 2):
+        federation.start(number)
+    until(lambda: loopback.online() == 3, 90, "all sites are back")
+
+
+def test_a_server_that_dies_goes_on_without_asking_again(
+    federation: Federation, config: Config, expected: str, tmp_path: Path
+):
+    """The ServerApp, and then the SuperLink, are killed when all replies are there."""
+    loopback = federation.loopback
+    output = tmp_path / "third"
+    path = write(config, tmp_path / "third.yaml", student={"epochs": 3000})
+    command = loopback.run("run", str(path), "--superlink", NAME, "--output", str(output))
+    shown = output / runner.PROGRESS
+    until(lambda: "evaluate" in stages(shown), 150, "students are trained")
+    for site in SITES:  # nobody is left who could be asked
+        loopback.kill(site, signal.SIGTERM)
+    for pid in children(loopback.processes["serverapps"].pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    loopback.kill("superlink")
+    loopback.start_superlink()
+    said = command.end()
+    result = results.read_json(output / results.RESULT)
+    assert result["sets"]["3"]["sha256"] == expected
+    assert result["devices"] == dict(zip("012", SITES, strict=True))
+    assert "devices are known from before" in (output / "log.txt").read_text()
+    assert "it is started again" in said
+
+
+def test_a_stranger_gets_nothing(loopback: Loopback, federation: Federation, tmp_path: Path):
+    before = loopback.online()
+    loopback.credentials("stranger", folder=tmp_path / "strange")
+    key = str(tmp_path / "strange" / "stranger" / "node.key")
+    wrong_authority = {"root_certificates": str(tmp_path / "strange" / "ca.crt")}
+    known = str(loopback.keys / SITES[0] / "node.key")
+    loopback.start_node("no-key", {}, auth_supernode_private_key="", max_retries="2")
+    loopback.start_node("unknown-key", {}, auth_supernode_private_key=key, max_retries="2")
+    loopback.start_node(
+        "wrong-ca", {}, auth_supernode_private_key=known, max_retries="2", **wrong_authority
+    )
+    for name in ("no-key", "unknown-key", "wrong-ca"):
+        process = loopback.processes[name]
+        until(lambda process=process: process.poll() is not None, 60, f"{name} gives up")
+        assert process.returncode != 0, name
+    assert loopback.online() == before

@@ -11,7 +11,7 @@ from federation import assert_full, start
 from flwr.app import Message
 from PIL import Image
 
-from fedistill import client_app, config_file, data, partition, processes, runner, wire
+from fedistill import client_app, config_file, data, device, partition, processes, runner, wire
 from fedistill.config import Config, DataConfig
 from fedistill.errors import ClientsFailed
 from fedistill.images import ImageSet

@@ -1,6 +1,6 @@
 """Tests at home: counts add up to the accuracy on all images, requests arrive, or are refused."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -9,14 +9,18 @@ import torch
 from fakes import CONVNET, CPU, tiny_config, tiny_images, tiny_spec, tiny_teacher
 from flwr.app import Array, ArrayRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.serverapp import Grid
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedistill import client, states, training, wire_evaluate
 from fedistill.counts import Counts, count, pool
-from fedistill.errors import WireError
+from fedistill.errors import ClientsFailed, WireError
 from fedistill.images import ImageSet
+from fedistill.wire import Description
 from fedistill.wire_evaluate import EvaluateRequest
+from strategies.exchange import Exchange
+from strategies.tested_at_home import TestersAtHome
 
 SPEC = tiny_spec()
 STUDENTS = tuple(tiny_teacher(seed).state_dict() for seed in (0, 1))
