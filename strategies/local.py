@@ -15,9 +15,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 _RUN_ID = 1
 _SERVER_ID = 1
-# flwr.common.constant.ErrorCode
-_CLIENT_RAISED = 2
-_UNAVAILABLE = 3
+_CLIENT_RAISED = 2  # flwr.common.constant.ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 
 
 class LocalGrid(Grid):
@@ -44,7 +42,6 @@ class LocalGrid(Grid):
             for index, node in enumerate(range(100, 100 + num_nodes))
         }
         self._sent: dict[str, Message] = {}
-        self._replies: dict[str, Message] = {}
         self._ids = itertools.count(1)
 
     def set_run(self, run: Run) -> None:
@@ -73,33 +70,23 @@ class LocalGrid(Grid):
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Let each message be answered at once; return the messages' ids."""
+        """Take messages; each is answered when its reply is pulled. Return their ids."""
         ids = []
         for message in messages:
             message.metadata.__dict__["_message_id"] = str(next(self._ids))
             ids.append(message.metadata.message_id)
             self._sent[ids[-1]] = message
-            self._replies[ids[-1]] = self._answer(message)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Hand out the replies to some messages, each once.
-
-        Nothing comes late here: what has no reply now has expired.
-        """
-        return [
-            self._replies.pop(key) if key in self._replies else self._expired(key)
-            for key in message_ids
-        ]
+        """Let messages be answered, and return the replies; each can be had once."""
+        return [self._answer(self._sent.pop(key)) for key in message_ids]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         """Push messages and pull their replies."""
         return self.pull_messages(self.push_messages(messages))
-
-    def _expired(self, key: str) -> Message:
-        return Message(Error(_UNAVAILABLE, "the message has expired"), reply_to=self._sent[key])
 
     def _answer(self, message: Message) -> Message:
         try:

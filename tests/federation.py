@@ -1,11 +1,12 @@
 """A federation in this process for tests: real ServerApp, real ClientApp, real messages."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 import torch
 from fakes import CPU
+from flwr.app import Error, Message
 from flwr.serverapp.strategy import Result
 
 from fedistill import client_app, data
@@ -16,6 +17,26 @@ from strategies import local, server_app
 from strategies.base import FedDistill
 
 MakeShare = Callable[..., Share]
+
+
+class Backwards(local.LocalGrid):
+    """A grid whose last node answers first."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        last = next(reversed(self._sent), None)
+        return super().pull_messages([key for key in message_ids if key == last])
+
+
+class Silent(local.LocalGrid):
+    """A grid where nobody answers the messages that `is_lost` picks."""
+
+    def is_lost(self, message: Message) -> bool:
+        raise NotImplementedError
+
+    def _answer(self, message: Message) -> Message:
+        if self.is_lost(message):  # as a SuperLink says when the time to live has ended
+            return Message(Error(3, "the message has expired"), reply_to=message)
+        return super()._answer(message)
 
 
 def start(

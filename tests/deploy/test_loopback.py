@@ -1,11 +1,15 @@
 """A real deployment on this machine: TLS, node keys, three devices with folders of their own."""
 
+import contextlib
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import NAME, Loopback, until
+from conftest import NAME, Loopback, children, until
 from fakes import tiny_config
 from split_folders import write_central, write_parts
 

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from fakes import CPU, tiny_config
+from federation import Backwards
 from flwr.app import Message
 from torch import Tensor
 
@@ -170,13 +171,6 @@ def test_the_seed_decides_every_bit(base: Played, monkeypatch: pytest.MonkeyPatc
     assert_equal(Played(monkeypatch).averages, base.averages)
     other = Played(monkeypatch, settings(seed=1)).averages
     assert not np.array_equal(other[0]["classifier.weight"], base.averages[0]["classifier.weight"])
-
-
-class Backwards(local.LocalGrid):
-    """Replies come last first."""
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return reversed(list(super().pull_messages(message_ids)))
 
 
 def test_neither_the_order_of_replies_nor_other_nodes_matter(

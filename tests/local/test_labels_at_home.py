@@ -1,6 +1,6 @@
 """Teachers that stay at home: the same set as with teachers on the server, in one machine."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from fakes import tiny_config, tiny_tree
-from federation import assert_full, failing, start
+from federation import Silent, assert_full, failing, start
 from flwr.app import Message
 from torch import Tensor
 
@@ -17,7 +17,6 @@ from fedistill.config import Config
 from fedistill.errors import ClientsFailed, ConfigError
 from fedistill.store import VARIABLE
 from fedistill.wire_labels import LABEL
-from strategies import local
 from strategies.base import FedDistill
 
 
@@ -193,16 +192,12 @@ def test_whichever_way_it_is_labelled_the_others_step_in(
 
 @pytest.mark.usefixtures("store")
 def test_a_silent_client_labels_no_more():
-    class Silent(local.LocalGrid):
-        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-            messages = list(messages)
-            ids = list(super().push_messages(messages))
-            for message, key in zip(messages, ids, strict=True):
-                if message.metadata.message_type == LABEL and message.metadata.dst_node_id == 102:
-                    del self._replies[key]
-            return ids
+    class NoLabels(Silent):
+        def is_lost(self, message: Message) -> bool:
+            metadata = message.metadata
+            return metadata.message_type == LABEL and metadata.dst_node_id == 102
 
-    strategy, _ = start(at("clients"), Silent)
+    strategy, _ = start(at("clients"), NoLabels)
     assert strategy.at_home is not None
     assert "no answer within" in strategy.at_home.failures[2]
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import tiny_config, tiny_tree
-from federation import assert_full, failing, spoiled, start
+from federation import Backwards, Silent, assert_full, failing, spoiled, start
 from flwr.app import Message
 
 from fedistill import config_file, data, partition, pipeline, results, runner, wire
@@ -22,7 +22,6 @@ from fedistill.images import DataSpec
 from fedistill.models import build
 from fedistill.sets import SyntheticSet
 from fedistill.shares import Share
-from strategies import local
 
 
 @dataclass(frozen=True)
@@ -174,14 +173,9 @@ def test_another_seed_gives_other_sets(base: Run):
     assert strategy.sets[1].sha256 != base.result["sets"]["1"]["sha256"]
 
 
-def test_the_order_of_the_replies_does_not_matter(base: Run, monkeypatch: pytest.MonkeyPatch):
-    pull = local.LocalGrid.pull_messages
-
-    def backwards(self: local.LocalGrid, message_ids: Iterable[str]) -> Iterable[Message]:
-        return reversed(list(pull(self, message_ids)))
-
-    monkeypatch.setattr(local.LocalGrid, "pull_messages", backwards)
-    strategy, _ = start(base.config)
+def test_the_order_of_the_replies_does_not_matter(base: Run):
+    strategy, _ = start(base.config, Backwards)
+    assert list(strategy.shares) == list(strategy.teachers) == [0, 1, 2]
     assert strategy.sets[2].sha256 == base.result["sets"]["2"]["sha256"]
 
 
@@ -312,23 +306,22 @@ def test_a_client_that_falls_silent_in_the_second_round_is_left_out(
 ):
     failing(monkeypatch, 2)
 
-    class Silent(local.LocalGrid):
+    class SecondTime(Silent):
         """Client 1 never answers a second request to distil."""
 
-        asked = 0
+        rounds = 0
 
         def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
             messages = list(messages)
-            self.asked += messages[0].metadata.message_type == wire.DISTILL
-            assert self.asked < 5, "the same client is asked again and again"
-            ids = list(super().push_messages(messages))
-            for message, key in zip(messages, ids, strict=True):
-                if self.asked == 2 and message.metadata.dst_node_id == 101:
-                    del self._replies[key]
-            return ids
+            self.rounds += messages[0].metadata.message_type == wire.DISTILL
+            assert self.rounds < 5, "the same client is asked again and again"
+            return super().push_messages(messages)
+
+        def is_lost(self, message: Message) -> bool:
+            return self.rounds == 2 and message.metadata.dst_node_id == 101
 
     config = tiny_config(partition={"clients": 3}, distill={"ipc": [3]})
-    strategy, _ = start(config, Silent)
+    strategy, _ = start(config, SecondTime)
     assert strategy.failures.keys() == {1, 2}
     assert "no answer" in strategy.failures[1]
     assert_full(strategy.sets[3], 3)
