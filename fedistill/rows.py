@@ -43,4 +43,4 @@ def short(name: str) -> str:
 
 def tested_on(split: str) -> str:
     """Say what a result's `evaluated_on` means."""
-    return "the devices' own images" if split == "clients" else f"the {split} split"
+    return "the devices' own images" if split == "clients" else f"the whole {split} split"

@@ -138,7 +138,7 @@ def _scores(run: Run) -> list[Block]:
         pictures.append(Chart(drawn, f"IPC {ipc}. Error bars: standard deviation over seeds."))
     split = run.result.get("evaluated_on", "test")
     caption = (
-        f"Top-1 accuracy in percent on the whole of {tested_on(split)}, last epoch; n students "
+        f"Top-1 accuracy in percent on {tested_on(split)}, last epoch; n students "
         "with fresh seeds. Real images are as many as the set has, labelled in the same way; hard "
         "labels: the same images without soft ones; the ensemble is all teachers together, without "
         "a set."

@@ -31,3 +31,9 @@ def test_every_row_is_readable():
     assert rows.title("fedavg_1") == "FedAvg, 1 round"
     assert rows.short("fedavg_12") == "FedAvg, 12 rounds"
     assert rows.title("of_another_version") == "of another version"
+
+
+def test_a_result_says_what_it_was_tested_on():
+    assert rows.tested_on("test") == "the whole test split"
+    assert rows.tested_on("validation") == "the whole validation split"
+    assert rows.tested_on("clients") == "the devices' own images"
