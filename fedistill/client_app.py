@@ -27,7 +27,7 @@ from fedistill.config import Config
 from fedistill.device import Device
 from fedistill.error_replies import reason_of
 from fedistill.errors import RunError
-from fedistill.planning import distiller_of
+from fedistill.planning import distiller_of, dropped
 from fedistill.progress import Progress
 from fedistill.store import VARIABLE
 
@@ -86,6 +86,8 @@ def distill(message: Message, context: Context) -> Message:
     config, client = device.own(request.config), request.partition_id
     _require_consent(device, config)
     device.require_model(config, client)
+    if device.trusted and client in dropped(config):
+        raise RunError("it drops out, as federation.dropout asks")
     store, at_home = device.artefacts(), config.relabel.at == "clients"
     if at_home and store.folder is None:
         raise RunError(

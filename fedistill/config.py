@@ -23,7 +23,7 @@ from fedistill.config_students import (
     Schedule,
     StudentConfig,
 )
-from fedistill.rules import STRICT, Rule, above_zero, areas, at_least, check, share
+from fedistill.rules import STRICT, Rule, above_zero, areas, at_least, below_one, check, share
 
 __all__ = [
     "DEVICES",
@@ -117,6 +117,7 @@ class FederationConfig:
 
     A run waits `wait_s` for its nodes, and `deadline_s` for the answers of each stage. A deployment
     then begins with those that have come, if they are `min_clients`.
+    dropout: that share of a simulation's clients, drawn by the seed, dies before it has delivered.
     slots: `even` deals the images of a class evenly to the clients that hold it, `histogram` in
     proportion to how many real ones of it each holds (`slots.py`).
     """
@@ -126,6 +127,7 @@ class FederationConfig:
     slots: Literal["even", "histogram"] = "even"
     wait_s: float = 120.0
     deadline_s: float = 3600.0
+    dropout: float = 0.0
     cpus_per_client: int = 1
     gpus_per_client: float = 0.0
 
@@ -134,6 +136,7 @@ class FederationConfig:
             at_least(self, 0, "gpus_per_client"),
             at_least(self, 1, "min_clients", "cpus_per_client"),
             above_zero(self, "wait_s", "deadline_s"),
+            below_one(self, "dropout"),
         )
 
 

@@ -157,6 +157,11 @@ def splits(config: DataConfig, needed: Sequence[str] = ()) -> Splits:
     Raises:
         DataError: a needed split is missing or empty, or the data set is missing or broken.
     """
+    if config.name == DEVICES:
+        raise DataError(
+            f"data.name is {DEVICES}, so that there are no images here; give a folder, or one of "
+            f"{', '.join(['digits', *HUB_NAMES])}"
+        )
     if config.name == "digits":
         return _decode(config, needed)
     path = image_cache.path_of(config.name, config.size)

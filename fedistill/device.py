@@ -266,6 +266,11 @@ def _part_of_the_servers(config: Config, spec: DataSpec, number: int) -> Holding
     loaded = _loaded(chosen, config.seed)
     assert loaded.spec.class_names == spec.class_names
     parts = _partitioned(chosen, config.partition, config.seed)
+    if not 0 <= number < parts.num_partitions:
+        raise DataError(
+            f"there is no part {number} of '{config.data.name}'; accepted: 0 to "
+            f"{parts.num_partitions - 1}"
+        )
     held_out = _slice(loaded.test, number, config.partition.clients)
     return Holding(loaded.train.select(parts.indices[number]), held_out)
 

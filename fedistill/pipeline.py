@@ -88,6 +88,7 @@ def run(config: Config) -> dict[int, Outcome]:
         options = registry.build("cotrain", config.cotrain.name, config.cotrain.options)
         united, _ = cotrain(options, united, shares, teachers, seed=config.seed, device=device)
     sets = {ipc: refine(synthetic, config.relabel) for ipc, synthetic in united.items()}
+    # The test images are in this process too: nor does `evaluate.at`.
     evaluator = Evaluator(
         config=config,
         spec=spec,

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 
+import torch
+
 from fedistill import mosaic, registry, slots
 from fedistill.config import Config
 from fedistill.distillers.base import Distiller
 from fedistill.errors import ConfigError, PartitionError
 from fedistill.images import DataSpec
 from fedistill.models import build
+from fedistill.seeding import generator
 from fedistill.slots import Plan
 
 
@@ -140,3 +143,10 @@ def requests(config: Config, plans: Mapping[int, Plan]) -> Plan:
 def row(config: Config, ipc: int) -> int:
     """Return which row of such a request makes the set of an IPC."""
     return config.distill.ipc.index(ipc) if distiller_of(config).optimises_jointly else 0
+
+
+def dropped(config: Config) -> frozenset[int]:
+    """Return the partition ids of those who drop out of a simulation, as the config asks."""
+    clients = config.partition.clients
+    order = torch.randperm(clients, generator=generator(config.seed, "dropout"))
+    return frozenset(order[: round(config.federation.dropout * clients)].tolist())

@@ -33,6 +33,7 @@ from strategies import roll_call
 from strategies.exchange import Exchange
 from strategies.kept import KeptReplies
 from strategies.labelling import LabellersAtHome
+from strategies.tested_at_home import require_testers
 
 Report = Callable[[str, int, int, str], None]
 SpecOf = Callable[[Sequence[Sequence[Sequence[int]]]], DataSpec]
@@ -210,7 +211,8 @@ class FedDistill(Strategy):
         self.report("collect", 0, len(requests), "")
         received = done = 0
         warnings: dict[str, list[int]] = {}
-        for client, content in self.exchange.ask(grid, wire.DISTILL, contents):
+        most = {client: wire.largest(request) for client, request in requests.items()}
+        for client, content in self.exchange.ask(grid, wire.DISTILL, contents, most=most):
             done += 1
             self.report("collect", done, len(requests), f"{self.exchange.called(client)} answered")
             try:
@@ -240,6 +242,10 @@ class FedDistill(Strategy):
         if self.config.relabel.at == "server":
             client = share.partition_id
             teacher = restore_teachers(self.config, self.spec, client, share.teachers)
+            with torch.no_grad():  # finite weights may be so large that what they say is not
+                said = teacher(torch.zeros(1, self.spec.channels, self.spec.size, self.spec.size))
+            if not bool(said.isfinite().all()):
+                raise WireError("its teacher's answer to a plain image is not finite")
             self.teachers[client] = teacher.to(self.device)
 
     def configure_train(
@@ -300,6 +306,8 @@ class FedDistill(Strategy):
             self.config = self.exchange.config = replace(self.config, model=models)
         if self.exchange.kept is not None:  # a simulation is checked before it starts
             planning.check(self.config, self.spec)
+        if self.config.evaluate.at == "clients":
+            require_testers(self.descriptions)
         for client, found in self.descriptions.items():
             if found.unknown_classes:
                 log(

@@ -14,12 +14,13 @@ from flwr.app import Error, Message, RecordDict
 from flwr.common import log
 from flwr.serverapp import Grid
 
-from fedistill import wire
+from fedistill import records, wire
 from fedistill.config import Config
 from fedistill.errors import ClientsFailed, WorkerDied
 from strategies.kept import KeptReplies
 
 _REPLY_POLL_S = 0.2
+_REASON_LINES, _REASON_WIDTH = 60, 300
 _GRACE_S = 30.0  # after the time to live, for the explicit "expired" reply to arrive
 _UNKNOWN_ERROR = 0  # Flower's code for a dead simulation worker, which then swallows messages
 # Flower's codes (flwr.common.constant.ErrorCode) whose own words do not help an operator.
@@ -111,6 +112,7 @@ class Exchange:
         message_type: str,
         contents: Mapping[int, RecordDict],
         fail: Callable[[int, str], None] | None = None,
+        most: Mapping[int, int] | None = None,
     ) -> Iterator[tuple[int, RecordDict]]:
         """Ask clients, and yield the good replies as they come: first those that are kept.
 
@@ -119,6 +121,7 @@ class Exchange:
             message_type: what is asked of all.
             contents: the request of each partition id.
             fail: is told who has failed, and why; None: who fails is left out of the run.
+            most: bytes that each one's reply can have reason to hold.
 
         Raises:
             WorkerDied: a worker of the simulation died, which makes further replies worthless.
@@ -138,6 +141,13 @@ class Exchange:
                 del left[client]
         messages = self.messages(message_type, left)
         for client, reply in self.replies(grid, messages, fail):
+            held = records.held(reply.content)
+            if most is not None and held > most[client]:
+                fail(
+                    client, f"its reply was refused: it holds {held} bytes, {most[client]} at most"
+                )
+                continue
+            self.count_up(client, reply)
             if self.kept:
                 self.kept.put(client, message_type, left[client], reply.content)
             yield client, reply.content
@@ -204,9 +214,6 @@ class Exchange:
         self, client: int, reply: Message, limit: float, fail: Callable[[int, str], None]
     ) -> bool:
         if not reply.has_error():
-            ledger = self._ledger
-            stage = reply.metadata.message_type
-            ledger.count(ledger.up, client, stage, wire.size(reply.content))
             return True
         if reply.error.code == _UNKNOWN_ERROR:
             raise WorkerDied(
@@ -216,6 +223,11 @@ class Exchange:
             )
         fail(client, _reason(reply.error, limit))
         return False
+
+    def count_up(self, client: int, reply: Message) -> None:
+        """Count the bytes of a reply."""
+        ledger = self._ledger
+        ledger.count(ledger.up, client, reply.metadata.message_type, wire.size(reply.content))
 
     def fail(self, client: int, reason: str) -> None:
         """Leave a client out; the first reason counts."""
@@ -271,4 +283,11 @@ def _reason(error: Error, limit: float) -> str:
             f"its ClientApp died ({error.reason}); perhaps the device ran out of memory: look at "
             "the SuperNode's log"
         )
-    return error.reason or "no reason given"
+    # Words from the network: not too many, and none that a terminal takes for orders.
+    lines = [line for line in (error.reason or "").splitlines() if line.strip()]
+    shown = [_indent(line) + records.plain(line, _REASON_WIDTH) for line in lines[-_REASON_LINES:]]
+    return "\n".join(shown) or "no reason given"
+
+
+def _indent(line: str) -> str:
+    return " " * min(len(line) - len(line.lstrip(" ")), 8)

@@ -173,6 +173,8 @@ class OurNodes(Grid):
         }
         sent = self.exchange.messages(wire_fedavg.TRAIN, contents)
         replies = dict(sorted(self.exchange.replies(self._grid, sent)))
+        for client, reply in replies.items():
+            self.exchange.count_up(client, reply)
         good = self._checked({client: reply.content for client, reply in replies.items()})
         self._end_round()
         return [replies[client] for client in good]

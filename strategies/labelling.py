@@ -109,7 +109,8 @@ class LabellersAtHome:
         requests = {n: request for n, request in requests.items() if n not in self.failures}
         contents = {n: wire_labels.encode_label_request(it) for n, it in requests.items()}
         answers = {}
-        asked = self._exchange.ask(self._grid, wire_labels.LABEL, contents, self._fail)
+        most = {client: wire_labels.largest(request) for client, request in requests.items()}
+        asked = self._exchange.ask(self._grid, wire_labels.LABEL, contents, self._fail, most)
         for client, content in asked:
             try:
                 answers[client] = wire_labels.decode_answers(content, requests[client])

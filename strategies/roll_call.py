@@ -207,6 +207,7 @@ class Devices:
             try:
                 found[node] = wire.decode_description(reply.content, self.spec)
                 contents[node] = reply.content
+                exchange.count_up(node, reply)
             except WireError as error:
                 refused[node] = f"its description was refused: {error}"
         roll = number(found, config.partition.clients, self.kept.roll)

@@ -109,7 +109,8 @@ class TestersAtHome:
     def _ask(self, requests: Mapping[int, EvaluateRequest]) -> list[Counts]:
         contents = {n: wire_evaluate.encode_evaluate_request(it) for n, it in requests.items()}
         answers = dict[int, Counts]()
-        asked = self._exchange.ask(self._grid, wire_evaluate.EVALUATE, contents, self._fail)
+        most = {client: wire_evaluate.largest(request) for client, request in requests.items()}
+        asked = self._exchange.ask(self._grid, wire_evaluate.EVALUATE, contents, self._fail, most)
         for client, content in asked:
             try:
                 answers[client] = wire_evaluate.decode_counts(

@@ -501,3 +501,32 @@ def test_a_distilled_set_teaches_better_than_chance(tmp_path: Path):
     )
     assert found.result["teachers"]["top1_mean"] > 60
     assert found.result["sets"]["4"]["students"]["convnet"]["top1_mean"] > 40
+
+
+def test_a_share_of_the_clients_drops_out_and_the_set_is_full():
+    config = tiny_config(
+        partition={"clients": 5}, distill={"ipc": [2]}, federation={"dropout": 0.4}
+    )
+    strategy, _ = start(config)
+    assert len(strategy.failures) == 2
+    assert all("federation.dropout" in why for why in strategy.failures.values())
+    assert_full(strategy.sets[2], 2)
+    again, _ = start(config)
+    assert again.failures.keys() == strategy.failures.keys()
+    assert start(replace(config, seed=1))[0].failures.keys() != strategy.failures.keys()
+
+
+def test_teachers_whose_answers_overflow_are_refused(monkeypatch: pytest.MonkeyPatch):
+    def huge(share: Share, attempt: int) -> Share:
+        if share.partition_id != 1:
+            return share
+        state = {
+            name: tensor * 1e30 if tensor.is_floating_point() else tensor
+            for name, tensor in share.teachers[0].items()
+        }
+        return replace(share, teachers=(state,))
+
+    spoiled(monkeypatch, huge)
+    strategy, _ = start(tiny_config(partition={"clients": 3}, distill={"ipc": [2]}))
+    assert "not finite" in strategy.failures[1]
+    assert_full(strategy.sets[2], 2)

@@ -239,6 +239,14 @@ def test_a_part_of_a_built_in_data_set_is_that_of_a_simulation(monkeypatch: pyte
     assert torch.equal(own[1].held_out.images, test.images[1::3])
 
 
+def test_a_part_that_there_is_not_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(processes.MARK, "here")
+    spec = data.load(DIGITS.data).spec
+    for number in (-1, 3):
+        with pytest.raises(DataError, match=f"no part {number} of 'digits'; accepted: 0 to 2"):
+            Device.read({}).images(DIGITS, spec, number)
+
+
 @pytest.mark.parametrize("device", [Device(), Device(partition_id=1, num_partitions=2)])
 def test_a_device_without_data_must_know_its_part(device: Device):
     with pytest.raises(DataError, match="the partition-id of one of the 3 parts of 'digits'"):

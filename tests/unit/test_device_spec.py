@@ -69,3 +69,9 @@ def test_a_split_alone_is_loaded_where_it_is_enough(tmp_path: Path):
     (tmp_path / "empty" / "train").mkdir(parents=True)
     with pytest.raises(DataError, match="has no class folders"):
         data.splits(DataConfig(name=str(tmp_path / "empty")), needed=("train",))
+
+
+def test_there_is_nothing_to_load_where_devices_alone_have_images():
+    config = DataConfig(name="devices", classes=("a", "b"), size=6, channels=3)
+    with pytest.raises(DataError, match=r"data.name is devices, so that there are no images here"):
+        data.load(config)
