@@ -1,0 +1,164 @@
+"""Messages out, good replies back one at a time, failures in words that help."""
+
+import gc
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes import tiny_config
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedistill import wire
+from fedistill.errors import ClientsFailed, WorkerDied
+from strategies import exchange as exchanges
+from strategies import local
+from strategies.exchange import Exchange
+from strategies.kept import KeptReplies
+
+KIND = "train.distill"
+LARGE = 1_000_000  # bytes of a reply
+
+
+class Answers(Grid):
+    """Gives every message the answer that a table has for its node; makes it when asked."""
+
+    def __init__(self, table: dict[int, Any]) -> None:
+        self.table = table
+        self.sent: dict[str, Message] = {}
+        self.alive = list[weakref.ref[Array]]()
+        self.most_alive = 0
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        for message in messages:
+            key = f"message {message.metadata.dst_node_id}"
+            message.metadata.__dict__["_message_id"] = key
+            self.sent[key] = message
+        return [key for key, it in self.sent.items() if it.metadata.dst_node_id in self.table]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        gc.collect()
+        self.most_alive = max(self.most_alive, sum(ref() is not None for ref in self.alive))
+        (key,) = message_ids
+        message = self.sent[key]
+        answer = self.table[message.metadata.dst_node_id]
+        if isinstance(answer, Error):
+            return [Message(answer, reply_to=message)]
+        if answer is None:
+            return []
+        array = Array(np.zeros(answer, np.uint8))
+        self.alive.append(weakref.ref(array))
+        return [Message(RecordDict({"set": ArrayRecord({"images": array})}), reply_to=message)]
+
+    def send_and_receive(self, *_: Any, **__: Any) -> Iterable[Message]:
+        raise NotImplementedError
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.table)
+
+    def create_message(self, *_: Any, **__: Any) -> Message:
+        raise NotImplementedError
+
+    def set_run(self, *_: Any) -> None:
+        raise NotImplementedError
+
+    @property
+    def run(self) -> Any:
+        raise NotImplementedError
+
+
+def made(clients: int, kept: KeptReplies | None = None, **federation: Any) -> Exchange:
+    found = Exchange(tiny_config(partition={"clients": clients}, federation=federation), kept)
+    found.nodes = {client: client + 100 for client in range(clients)}
+    return found
+
+
+def contents(*clients: int) -> dict[int, RecordDict]:
+    return {n: RecordDict({"request": ConfigRecord({"number": n})}) for n in clients}
+
+
+@pytest.fixture(autouse=True)
+def _identity():
+    with local.task_identity():
+        yield
+
+
+def test_of_fifty_large_replies_one_at_a_time_is_in_memory():
+    exchange = made(50)
+    grid = Answers(dict.fromkeys(range(100, 150), LARGE))
+    seen = 0
+    for client, content in exchange.ask(grid, KIND, contents(*range(50))):
+        assert len(content.array_records["set"]["images"].data) > LARGE
+        del content
+        seen += 1
+        assert client < 50
+    assert seen == 50
+    assert grid.most_alive <= 2  # the last one, while the next is fetched
+    assert exchange.traffic.sums(KIND)["up"] > 50 * LARGE
+
+
+def test_who_fails_is_left_out_with_the_reason():
+    expired, gone, crashed = Error(3, "expired"), Error(5, "x"), Error(8, "y")
+    raised = Error(1000, "Traceback\n\x1b[31m  File a.py\nValueError: \x07no")
+    table = {100: 10, 101: expired, 102: gone, 103: crashed, 104: raised, 105: Error(1001, None)}
+    exchange = made(7, deadline_s=5)
+    good = dict(exchange.ask(Answers(table), KIND, contents(*range(7))))
+    assert list(good) == [0]
+    why = exchange.failures
+    assert why[1].startswith("no answer within 5 s")
+    assert "no sign of life from its SuperNode" in why[2]
+    assert "its ClientApp died" in why[3]
+    assert why[4].splitlines()[-1] == "ValueError: no"
+    assert "\x1b" not in why[4]
+    assert why[5] == "no reason given"
+    assert "did not take its message" in why[6]
+    exchange.require_clients()
+    two = made(7, min_clients=2)
+    two.failures = why
+    with pytest.raises(ClientsFailed, match=r"1 of 7 clients are left.*min_clients is 2"):
+        two.require_clients()
+
+
+def test_who_is_silent_is_waited_for_until_the_deadline(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(exchanges, "_GRACE_S", 0.0)
+    exchange = made(2, deadline_s=0.3)
+    assert list(dict(exchange.ask(Answers({100: 5, 101: None}), KIND, contents(0, 1)))) == [0]
+    assert exchange.failures == {1: "no answer within 0.3 s"}
+
+
+def test_a_dead_worker_ends_a_simulation():
+    with pytest.raises(WorkerDied, match="worker process of client 0 died"):
+        list(made(1).ask(Answers({100: Error(0, "ActorDiedError")}), KIND, contents(0)))
+
+
+def test_a_reply_that_is_too_large_is_neither_read_nor_kept(tmp_path):
+    exchange = made(2, KeptReplies(tmp_path))
+    asked = exchange.ask(
+        Answers({100: LARGE, 101: 100}), KIND, contents(0, 1), most={0: 1000, 1: 1000}
+    )
+    assert [client for client, _ in asked] == [1]
+    assert "bytes, 1000 at most" in exchange.failures[0]
+    assert len(list(tmp_path.glob("*.pb"))) == 1
+
+
+def test_who_has_answered_is_not_asked_again(tmp_path):
+    first = made(2, KeptReplies(tmp_path))
+    dict(first.ask(Answers({100: 7, 101: Error(5, "x")}), KIND, contents(0, 1)))
+    second = made(2, KeptReplies(tmp_path))
+    assert second.failures.keys() == {1}
+    grid = Answers({101: 9})
+    found = dict(second.ask(grid, KIND, contents(0, 1)))
+    assert list(found) == [0, 1]
+    assert list(grid.sent) == ["message 101"]
+    assert second.traffic.sums(KIND)["up"] == first.traffic.sums(KIND)["up"] + wire.size(found[1])
+
+
+def test_nodes_are_looked_for_when_somebody_has_to_be_asked_after_all(tmp_path):
+    exchange = made(3, KeptReplies(tmp_path))
+    exchange.nodes = {}
+    exchange.locate = lambda: exchange.nodes.update({0: 100, 2: 102})
+    found = dict(exchange.ask(Answers({100: 1, 102: 1}), KIND, contents(0, 1, 2)))
+    assert list(found) == [0, 2]
+    assert "has not come back" in exchange.failures[1]
