@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import tomllib
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from uuid import uuid4
 
@@ -246,11 +247,15 @@ def fetch(config: Config, output: Path, name: str) -> None:
     uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     why = "no MLflow server is named: set tracking.uri, or MLFLOW_TRACKING_URI"
     if uri and config.tracking.enabled:
+        place = f"MLflow at {without_secrets(uri)}"
         try:
-            tracking.fetch(uri, {"deployment": name}, output)
+            stored = tracking.fetch(uri, {"deployment": name}, output)
+            why = f"{place} {'knows no such run' if stored is None else 'has no result of it'}"
         except Exception as error:  # whatever MLflow raises
-            why = f"MLflow at {without_secrets(uri)} does not give them ({error})"
-        if (output / results.RESULT).is_file():
+            stored, why = None, f"{place} does not give them ({error})"
+        path = output / results.RESULT
+        if stored is not None and path.is_file():
+            results.write_json(path, {**results.read_json(path), "mlflow": asdict(stored)})
             return
     raise RunError(
         f"the run has ended well, and its results are in $FEDISTILL_RUNS/{name} on the machine of "

@@ -211,11 +211,11 @@ def locked(path: Path, timeout_s: float) -> Iterator[None]:
         ) from None
 
 
-def fetch(uri: str, tags: Mapping[str, str], folder: Path) -> bool:
+def fetch(uri: str, tags: Mapping[str, str], folder: Path) -> tuple[str, str] | None:
     """Copy the artefacts of the newest top-level run that carries some tags into a folder.
 
     Returns:
-        Whether there is such a run.
+        The ids of its experiment and of itself; None: there is no such run.
     """
     mlflow = _import_mlflow()
     client = mlflow.MlflowClient(uri)
@@ -226,7 +226,8 @@ def fetch(uri: str, tags: Mapping[str, str], folder: Path) -> bool:
     for run in runs:
         for item in client.list_artifacts(run.info.run_id):
             client.download_artifacts(run.info.run_id, item.path, str(folder))
-    return bool(runs)
+        return str(run.info.experiment_id), str(run.info.run_id)
+    return None
 
 
 def _import_mlflow() -> Any:

@@ -165,13 +165,15 @@ def deliver(
         ) from error
 
 
-def fetch(uri: str, tags: Mapping[str, str], folder: Path) -> bool:
+def fetch(uri: str, tags: Mapping[str, str], folder: Path) -> StoredRun | None:
     """Copy what MLflow keeps of the newest run with some tags into a folder.
 
     Returns:
-        Whether there is such a run.
+        Where it is kept; None: there is no such run.
     """
-    return mlflow_store.fetch(uri, tags, folder)
+    uri = absolute_uri(uri)
+    found = mlflow_store.fetch(uri, tags, folder)
+    return None if found is None else StoredRun(without_secrets(uri), *found)
 
 
 def close_if_open(

@@ -6,7 +6,7 @@ Node ids are random and replies come in any order, so nothing beyond this file u
 import math
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from logging import WARNING
 
@@ -40,12 +40,14 @@ class Traffic:
         stages = way.setdefault(client, {})
         stages[stage] = stages.get(stage, 0) + size
 
-    def rename(self, names: Mapping[int, int]) -> None:
-        """Let clients go by other numbers; those without one are forgotten."""
+    def rename(self, before: Iterable[int], names: Mapping[int, int]) -> None:
+        """Let some clients go by other numbers; those of them without one are forgotten."""
+        numbers = list(before)
         for way in (self.up, self.down):
-            renamed = {names[client]: stages for client, stages in way.items() if client in names}
-            way.clear()
-            way.update(renamed)
+            for number, stages in [(number, way.pop(number, {})) for number in numbers]:
+                for stage, size in stages.items():
+                    if number in names:
+                        self.count(way, names[number], stage, size)
 
     def sums(self, *stages: str) -> dict[str, int]:
         """Return the bytes up and down over all clients, of some message types, or of all."""
@@ -89,8 +91,9 @@ class Exchange:
 
     def enroll(self, nodes: Mapping[int, int], names: Mapping[int, str]) -> None:
         """Give nodes, which have gone by their ids, the partition ids that they go by now."""
-        self.nodes, self.names = dict(nodes), dict(names)
-        self.traffic.rename({node: client for client, node in nodes.items()})
+        self.traffic.rename(self.nodes, {node: client for client, node in nodes.items()})
+        self.nodes = dict(nodes)
+        self.names.update(names)
 
     def called(self, client: int) -> str:
         """Return how a client is called in messages to the user."""

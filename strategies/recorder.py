@@ -302,6 +302,7 @@ class Recorder:
                     self.journal.artifact(folder / name, f"sets/{folder.name}")
         self.journal.artifact(self.output / results.CONFIG)
         self.journal.artifact(self.output / "partition.json")
+        self.journal.artifact(self.journal.path)  # as far as it goes; the page draws its curves
 
     def _provenance(self, strategy: FedDistill, ipc: int) -> dict[str, Any]:
         return {

@@ -164,7 +164,7 @@ class Devices:
             found = self._remembered()
             if found is not None:
                 return found
-        roll, contents = self._ask()
+        roll, contents = self._ask(self.exchange.config.federation.min_clients)
         for client, content in contents.items():
             self.kept.put(client, wire.DESCRIBE, self._request(), content)
         self.kept.call(
@@ -177,7 +177,7 @@ class Devices:
 
     def locate(self) -> None:
         """Find the nodes of devices that were numbered in an earlier life."""
-        self._ask()
+        self._ask(least=1)
 
     def _request(self) -> RecordDict:
         config, spec = self.exchange.config, self.spec
@@ -195,10 +195,10 @@ class Devices:
         log(INFO, "describe: %s devices are known from before", len(found))
         return found
 
-    def _ask(self) -> tuple[Roll, dict[int, RecordDict]]:
+    def _ask(self, least: int) -> tuple[Roll, dict[int, RecordDict]]:
         """Let all nodes that are there describe themselves, and number them."""
         exchange, config = self.exchange, self.exchange.config
-        nodes = _wait(self.grid, config, config.federation.min_clients, self.report)
+        nodes = _wait(self.grid, config, least, self.report)
         exchange.nodes = {node: node for node in nodes}  # they go by their ids till numbered
         messages = exchange.messages(wire.DESCRIBE, dict.fromkeys(nodes, self._request()))
         found, contents, refused = {}, {}, dict[int, str]()

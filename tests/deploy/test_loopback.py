@@ -85,7 +85,7 @@ def stages(path: Path) -> list[str]:
 def federation(loopback: Loopback, config: Config) -> Federation:
     loopback.credentials(*SITES)
     loopback.start_superlink()
-    loopback.start_serverapps()
+    loopback.start_serverapps(MLFLOW_TRACKING_URI=f"sqlite:///{loopback.folder}/mlflow.db")
     found = Federation(loopback, config)
     for number, site in enumerate(SITES):
         loopback.register(site)
@@ -114,7 +114,13 @@ def test_three_devices_make_the_set_of_the_simulation(
     loopback = federation.loopback
     output = tmp_path / "first"
     path = write(config, tmp_path / "first.yaml")
-    said = loopback.run("run", str(path), "--superlink", NAME, "--output", str(output)).end()
+    # The operator sees the server's MLflow, but not its disk.
+    outside = {
+        "FEDISTILL_RUNS": str(tmp_path),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{loopback.folder}/mlflow.db",
+    }
+    command = ("run", str(path), "--superlink", NAME, "--output", str(output))
+    said = loopback.run(*command, **outside).end()
     result = results.read_json(output / results.RESULT)
     assert result["sets"]["3"]["sha256"] == expected
     assert SyntheticSet.load(output / "sets" / "ipc-3").sha256 == expected

@@ -51,6 +51,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
         partition={"clients": 3},
         distill={"ipc": [2]},
         baselines=["hard_label", "ensemble"],
+        federation={"wait_s": 0.5, "min_clients": 2},
     )
 
 
@@ -152,11 +153,17 @@ def test_a_server_that_dies_between_replies_asks_the_others_alone(
         patched.setattr(wire, "decode_share", die_at_the_second)
         with pytest.raises(KeyboardInterrupt):
             deploy(config, Devices(named(folders)))
-    # The nodes have other ids now; who is who goes by name.
-    grid = Devices(named(folders), first_node=900)
-    assert deploy(config, grid)["sets"]["2"]["sha256"] == expected
-    assert grid.asked[wire.DISTILL] == 1
+    kept = deployment.folder_of("trial") / deployment.REPLIES
+    answered = {int(path.name.split("-")[1]) for path in kept.glob(f"{wire.DISTILL}-*")}
+    (left,) = {0, 1, 2} - answered
+    # It alone comes back, and its node has another id: who is who goes by name.
+    grid = Devices([named(folders)[left]], first_node=900)
+    result = deploy(config, grid)
+    assert result["sets"]["2"]["sha256"] == expected
+    assert grid.asked == {wire.DESCRIBE: 1, wire.DISTILL: 1}
     assert len(seen) == 2
+    traffic = result["bytes"]["per_client"]
+    assert all(traffic[client]["stages"][wire.DISTILL]["up"] > 1000 for client in "012")
 
 
 def test_who_failed_before_the_server_died_is_not_asked_again(config, folders, monkeypatch):
@@ -179,14 +186,11 @@ def test_who_failed_before_the_server_died_is_not_asked_again(config, folders, m
 
 
 def test_a_run_begins_with_those_who_came_if_they_are_enough(config, folders):
-    few = config_file.from_dict(
-        config_file.to_dict(config) | {"federation": {"wait_s": 0.3, "min_clients": 2}}
-    )
-    result = deploy(few, Devices(named(folders)[:2]))
+    result = deploy(config, Devices(named(folders)[:2]))
     assert result["absent_clients"] == [2]
     assert result["sets"]["2"]["images"] == 20
     with pytest.raises(ClientsFailed, match=r"1 of 3 nodes came within federation\.wait_s"):
-        deploy(few, Devices(named(folders)[:1]), "lonely")
+        deploy(config, Devices(named(folders)[:1]), "lonely")
 
 
 def test_a_device_trains_the_network_that_it_has_chosen(config, folders):
