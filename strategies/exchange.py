@@ -100,6 +100,17 @@ class Exchange:
         name = self.names.get(client)
         return f"client {client} ({name})" if name else f"client {client}"
 
+    def find(self, clients: Iterable[int]) -> list[int]:
+        """Look for the nodes of clients, if a server that was started again has not needed them.
+
+        Returns:
+            Those that are not there.
+        """
+        wanted = set(clients)
+        if self.locate is not None and not wanted <= self.nodes.keys():
+            self.locate()
+        return sorted(wanted - self.nodes.keys())
+
     def recall(self, client: int, message_type: str, content: RecordDict) -> RecordDict | None:
         """Return what a client has answered to this before, as if it were asked again."""
         kept = self.kept.get(client, message_type, content) if self.kept else None
@@ -137,11 +148,9 @@ class Exchange:
             else:
                 yield client, kept
         fail = fail or self.fail
-        if self.locate is not None and not left.keys() <= self.nodes.keys():
-            self.locate()
-            for client in left.keys() - self.nodes.keys():
-                fail(client, "its device has not come back since the server was started again")
-                del left[client]
+        for client in self.find(left):
+            fail(client, "its device has not come back since the server was started again")
+            del left[client]
         messages = self.messages(message_type, left)
         for client, reply in self.replies(grid, messages, fail):
             held = records.held(reply.content)

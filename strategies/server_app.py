@@ -36,7 +36,6 @@ from fedistill.images import DataSpec
 from fedistill.locking import exclusive
 from fedistill.partition import Partition
 from fedistill.progress import Progress, to_log
-from fedistill.store import VARIABLE as STORE
 from fedistill.store import Store
 from fedistill.sweep_record import SweepRecord
 from fedistill.tracking import Journal, MlflowSink
@@ -90,7 +89,6 @@ def _deployed(run_config: Mapping[str, str], grid: Grid) -> None:
             "tracking-uri": uri or tracking.default_uri(output.parent),
             "started-at": str(kept.begun),
         }
-        os.environ.setdefault(STORE, str(kept.folder))  # students are trained once, too
         try:
             _tracked(config, output, {**run_config, **own}, grid, kept)
         except Exception as error:
@@ -196,13 +194,16 @@ class Experiment:
         self.record = Recorder(config, output, self.data, journal)
         device = device_for(1.0)
         dtype = resolve_precision(config.precision, device)
+        store = Store.from_environment()
+        if kept is not None and store.folder is None:
+            store = Store(kept.folder)  # students, too, are trained once
         self.evaluator = Evaluator(
             config=config,
             spec=self.data.spec,
             test=self.data.test,
             device=device,
             dtype=dtype,
-            store=Store.from_environment(),
+            store=store,
         )
         self.strategy = choose_strategy(config)(
             config,
@@ -303,11 +304,12 @@ class Experiment:
         if "fedavg" not in self.config.baselines:
             return fedavg.Found()
         started = time.perf_counter()
-        nodes = {
-            client: node
-            for client, node in self.strategy.exchange.nodes.items()
-            if client not in self.strategy.failures
-        }
+        exchange = self.strategy.exchange
+        exchange.find(self.strategy.shares)
+        nodes = {n: node for n, node in exchange.nodes.items() if n not in exchange.failures}
+        if not nodes:
+            log(WARNING, "fedavg is left out: no device is there any more")
+            return fedavg.Found()
         found = fedavg.run(grid, nodes, self.evaluator, self.progress.report)
         self.record.journal.curve("fedavg/top1", found.top1)
         self.fedavg_seconds = time.perf_counter() - started

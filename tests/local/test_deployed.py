@@ -249,3 +249,20 @@ def test_classes_that_nobody_asks_for_are_told(config, folders, tmp_path, caplog
     result = deploy(config, Devices(devices))
     assert result["absent_clients"] == []
     assert "client 0 (site-0) has images of classes that nobody asks for: bananas" in caplog.text
+
+
+def test_fedavg_finds_its_devices_when_the_server_has_died(config, folders, monkeypatch):
+    tree = config_file.to_dict(config) | {"baselines": ["fedavg"], "fedavg": {"rounds": 1}}
+    with_rival = config_file.from_dict(tree)
+
+    def die(*_: object) -> None:
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(server_app.Experiment, "evaluate", die)
+        with pytest.raises(RuntimeError, match="power cut"):
+            deploy(with_rival, Devices(named(folders)))
+    grid = Devices(named(folders), first_node=900)
+    result = deploy(with_rival, grid)
+    assert grid.asked[wire.DISTILL] == 0
+    assert result["sets"]["2"]["baselines"]["fedavg_1"]["n"] == 1
