@@ -25,7 +25,7 @@ from fedistill import processes
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
-START_S = 90.0
+START_S = 180.0
 NAME = "loopback"  # of the SuperLink, in the operator's config.toml
 
 
@@ -238,7 +238,7 @@ class Command:
             text=True,
         )
 
-    def end(self, code: int = 0, seconds: float = 240.0) -> str:
+    def end(self, code: int = 0, seconds: float = 400.0) -> str:
         """Wait for the end, and return what it printed."""
         try:
             said, _ = self._process.communicate(timeout=seconds)

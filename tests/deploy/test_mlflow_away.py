@@ -150,6 +150,6 @@ def test_a_server_that_goes_down_in_the_middle_gets_the_rest_later(server: Serve
         began = any(event.stage == "evaluate" for event in events)
         return began and (output / "mlflow.json").is_file()  # some of it has arrived
 
-    until(is_training, 120, "students are trained")
+    until(is_training, START_S, "students are trained")
     server.stop()
     check(server, output, end(command))
