@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import NAME, Loopback, children, until
 from fakes import tiny_config
+from loopback import NAME, Loopback, children, until
 from split_folders import write_central, write_parts
 
 from fedistill import config_file, results, runner

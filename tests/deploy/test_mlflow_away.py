@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BIN, ROOT, free_port, until
 from fakes import tiny_config
+from loopback import BIN, ROOT, free_port, until
 
 from fedistill import config_file, results, runner
 from fedistill.progress import Event
