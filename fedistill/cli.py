@@ -217,6 +217,26 @@ def verify(folder: SetFolder) -> None:
 
 
 @app.command()
+def export(
+    folder: SetFolder,
+    output: Annotated[Path, typer.Argument(help="A new folder.", metavar="OUT")],
+    form: Annotated[
+        Literal["imagefolder", "parquet", "npz"],
+        typer.Option("--to", help="For whom: class folders, the hub's libraries, or NumPy."),
+    ],
+) -> None:
+    """Write a distilled set in a form that other programs read."""
+    from fedistill import export as exports
+    from fedistill.sets import SyntheticSet
+
+    synthetic = SyntheticSet.load(folder)
+    written = exports.export(synthetic, form, output)
+    typer.echo(f"{written}: {len(synthetic)} images")
+    if synthetic.soft_labels is not None and form != "npz":
+        typer.echo("hard labels alone: soft labels belong to views that fedistill replays")
+
+
+@app.command()
 def bench(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the numbers there.", metavar="FILE")

@@ -69,6 +69,7 @@ FLOORS = [
     [
         "fedistill.charts",
         "fedistill.data",
+        "fedistill.export",
         "fedistill.findings",
         "fedistill.losses.statistics",
         "fedistill.grid",
