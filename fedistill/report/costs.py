@@ -15,12 +15,13 @@ def clients(run: Run) -> list[Block]:
     """Return what each client holds, how good its teacher is, and what it sent and received."""
     result, held = run.result, run.held
     traffic = result["bytes"].get("per_client", {})
+    names = result.get("devices", {})
     rows = []
     for number, top1 in enumerate(result["teachers"]["top1"]):
         ways = traffic.get(str(number), {})
         rows.append(
             [
-                f"{number} (absent)" if number in result["absent_clients"] else str(number),
+                _called(number, names.get(str(number)), number in result["absent_clients"]),
                 f"{held[number]:,}" if number < len(held) else "-",
                 "-" if top1 is None else f"{top1:.2f}",
                 *(size(ways[way]) if way in ways else "-" for way in ("up", "down")),
@@ -35,6 +36,10 @@ def clients(run: Run) -> list[Block]:
         Table(head, rows, frozenset((len(rows) - 1, n) for n in range(len(head)))),
         Pictures([run.image("partition", "Who holds what: images by client and class.")]),
     ]
+
+
+def _called(number: int, name: str | None, absent: bool) -> str:
+    return f"{number}{f' {name}' if name else ''}{' (absent)' if absent else ''}"
 
 
 def costs(run: Run) -> list[Block]:

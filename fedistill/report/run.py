@@ -102,6 +102,8 @@ def warnings(run: Run) -> list[str]:
     if absent:
         listed = ", ".join(map(str, absent))
         found.append(f"Absent clients: {listed}. The others made their images.")
+        why = result.get("absent_because", {})
+        found += [f"Client {number}: {why[number]}" for number in why]
     if any(scores["n"] < 2 for it in result["sets"].values() for scores in it["students"].values()):
         found.append("One student alone: nothing is known about the spread of the accuracy.")
     if run.tags.get("git_dirty") == "true":
@@ -160,6 +162,8 @@ def facts(run: Run) -> list[tuple[str, str]]:
         for key in ("alpha", "classes_per_client", "shards_per_client")
     }
     scheme = [partition["name"], *(f"{k} {v}" for k, v in options.items() if v is not None)]
+    if "devices" in result:
+        scheme = ["what each device has"]
     models = config["model"] if isinstance(config["model"], list) else [config["model"]]
     hardware = result["hardware"]
     commit = run.tags.get("mlflow.source.git.commit")
