@@ -18,6 +18,7 @@ from fedistill import records, wire
 from fedistill.config import Config
 from fedistill.errors import ClientsFailed, WorkerDied
 from strategies.kept import KeptReplies
+from strategies.pull_limit import fetching_at_most
 
 _REPLY_POLL_S = 0.2
 _REASON_LINES, _REASON_WIDTH = 60, 300
@@ -152,7 +153,7 @@ class Exchange:
             fail(client, "its device has not come back since the server was started again")
             del left[client]
         messages = self.messages(message_type, left)
-        for client, reply in self.replies(grid, messages, fail):
+        for client, reply in self.replies(grid, messages, fail, most=most):
             held = records.held(reply.content)
             if most is not None and held > most[client]:
                 fail(
@@ -185,6 +186,7 @@ class Exchange:
         messages: Mapping[int, Message],
         fail: Callable[[int, str], None] | None = None,
         deadline_s: float | None = None,
+        most: Mapping[int, int] | None = None,
     ) -> Iterator[tuple[int, Message]]:
         """Send messages, and yield the good replies as they come, until the deadline.
 
@@ -195,6 +197,7 @@ class Exchange:
             messages: one for each partition id.
             fail: as for `ask`.
             deadline_s: how long to wait at most; None: `federation.deadline_s`.
+            most: as for `ask`.
 
         Raises:
             WorkerDied: a worker of the simulation died, which makes further replies worthless.
@@ -210,11 +213,19 @@ class Exchange:
         while asked:
             came = False
             for key in list(asked):
-                for reply in grid.pull_messages([key]):
+                bytes_left = most[asked[key]] if most else None
+                with fetching_at_most(grid, bytes_left) as limited:
+                    found = list(grid.pull_messages([key]))
+                for reply in found:
                     came = True
                     client = asked.pop(key)
-                    if self._is_good(client, reply, limit, fail):
+                    if limited is not None and limited.exceeded:
+                        fail(
+                            client, f"its reply was refused: it holds more than {bytes_left} bytes"
+                        )
+                    elif self._is_good(client, reply, limit, fail):
                         yield client, reply
+                found = []  # what was yielded may be large, and the next one is to come
             if asked and time.monotonic() > deadline:
                 break
             if asked and not came:

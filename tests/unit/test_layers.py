@@ -65,6 +65,7 @@ FLOORS = [
         "fedistill.simulation",
         "fedistill.training",
         "strategies.kept",
+        "strategies.pull_limit",
     ],
     [
         "fedistill.charts",
