@@ -14,7 +14,7 @@ from fakes import tiny_config, tiny_tree
 from federation import Backwards, Silent, assert_full, failing, spoiled, start
 from flwr.app import Message
 
-from fedistill import config_file, data, partition, pipeline, results, runner, wire
+from fedistill import config_file, data, partition, pipeline, planning, results, runner, wire
 from fedistill.config import Config
 from fedistill.device import Device, Holding
 from fedistill.errors import ClientsFailed, ConfigError, OutputError, PartitionError, UserError
