@@ -1,6 +1,5 @@
 """Messages out, good replies back one at a time, failures in words that help."""
 
-import gc
 import weakref
 from collections.abc import Iterable
 from typing import Any
@@ -39,7 +38,6 @@ class Answers(Grid):
         return [key for key, it in self.sent.items() if it.metadata.dst_node_id in self.table]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        gc.collect()
         self.most_alive = max(self.most_alive, sum(ref() is not None for ref in self.alive))
         (key,) = message_ids
         message = self.sent[key]

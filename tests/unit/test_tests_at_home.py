@@ -146,8 +146,11 @@ class Silent(Exchange):
         message_type: str,
         contents: Mapping[int, RecordDict],
         fail: Callable[[int, str], None] | None = None,
+        most: Mapping[int, int] | None = None,
     ) -> Iterator[tuple[int, RecordDict]]:
         assert fail is not None
+        assert most is not None
+        assert most.keys() == contents.keys()
         self.asked.append(sorted(contents))
         torch.set_num_threads(2)  # as clients in this process may do
         for number in reversed(contents):
