@@ -16,6 +16,7 @@ import tempfile
 import tomllib
 from collections.abc import Callable
 from dataclasses import asdict
+from enum import Enum
 from pathlib import Path
 from uuid import uuid4
 
@@ -59,22 +60,34 @@ def folder_of(name: str) -> Path:
     return runs_folder() / name
 
 
-def open_on_server(folder: Path, config_yaml: str) -> None:
-    """Make a folder on the server the run's own, or go on with the same run in it.
+class Place(Enum):
+    """What a run's folder on the server holds."""
+
+    NEW = "nothing"
+    CUT = "a run that was cut"
+    FAILED = "a run that has ended in an error of its clients or its config"
+    DONE = "the run's result"
+
+
+def open_on_server(folder: Path, config_yaml: str) -> Place:
+    """Make a folder on the server the run's own, or find out how far the same run has come in it.
 
     Raises:
-        OutputError: it holds something else.
+        OutputError: it holds another run.
     """
     path = folder / results.CONFIG
     if not path.exists():
         results.write_whole(path, config_yaml.encode())
-        return
-    if (folder / results.RESULT).is_file() or path.read_text(encoding="utf-8") != config_yaml:
+        return Place.NEW
+    if path.read_text(encoding="utf-8") != config_yaml:
         raise OutputError(
-            f"the folder {folder} on the server holds another run, or this one with its results; "
-            "choose another --output"
+            f"the folder {folder} on the server holds another run; choose another --output"
         )
+    if (folder / results.RESULT).is_file():
+        return Place.DONE
+    failed = (folder / results.FAILURE).is_file()
     (folder / results.FAILURE).unlink(missing_ok=True)
+    return Place.FAILED if failed else Place.CUT
 
 
 def check(config: Config) -> None:
@@ -240,16 +253,17 @@ def fetch(config: Config, output: Path, name: str) -> None:
     """
     here = folder_of(name)
     if (here / results.RESULT).is_file():
-        shutil.copytree(
-            here, output, dirs_exist_ok=True, ignore=shutil.ignore_patterns(REPLIES, ".*")
-        )
+        # The result last: a folder that has it is complete.
+        others = shutil.ignore_patterns(REPLIES, results.RESULT, ".*")
+        shutil.copytree(here, output, dirs_exist_ok=True, ignore=others)
+        shutil.copyfile(here / results.RESULT, output / results.RESULT)
         return
     uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     why = "no MLflow server is named: set tracking.uri, or MLFLOW_TRACKING_URI"
     if uri and config.tracking.enabled:
         place = f"MLflow at {without_secrets(uri)}"
         try:
-            stored = tracking.fetch(uri, {"deployment": name}, output)
+            stored = tracking.fetch(uri, {"deployment": name}, output, last=results.RESULT)
             why = f"{place} {'knows no such run' if stored is None else 'has no result of it'}"
         except Exception as error:  # whatever MLflow raises
             stored, why = None, f"{place} does not give them ({error})"

@@ -211,8 +211,8 @@ def locked(path: Path, timeout_s: float) -> Iterator[None]:
         ) from None
 
 
-def fetch(uri: str, tags: Mapping[str, str], folder: Path) -> tuple[str, str] | None:
-    """Copy the artefacts of the newest top-level run that carries some tags into a folder.
+def fetch(uri: str, tags: Mapping[str, str], folder: Path, last: str) -> tuple[str, str] | None:
+    """Copy the artefacts of the newest top-level run that carries some tags, one of them last.
 
     Returns:
         The ids of its experiment and of itself; None: there is no such run.
@@ -224,8 +224,9 @@ def fetch(uri: str, tags: Mapping[str, str], folder: Path) -> tuple[str, str] | 
     experiments = [found.experiment_id for found in client.search_experiments()]
     runs = client.search_runs(experiments, filters, max_results=1)
     for run in runs:
-        for item in client.list_artifacts(run.info.run_id):
-            client.download_artifacts(run.info.run_id, item.path, str(folder))
+        paths = [item.path for item in client.list_artifacts(run.info.run_id)]
+        for path in sorted(paths, key=lambda path: (path == last, path)):
+            client.download_artifacts(run.info.run_id, path, str(folder))
         return str(run.info.experiment_id), str(run.info.run_id)
     return None
 

@@ -10,6 +10,7 @@ processes never mix.
 import contextlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import asdict, dataclass
@@ -82,9 +83,12 @@ def to_log(write: Callable[[str], None]) -> Callable[[Event], None]:
 
 
 def from_log(line: str) -> bytes | None:
-    """Return the line of a progress file that a line of a log holds, if it does."""
-    _, found, text = line.partition(MARK)
-    event = Event.from_line(text.encode()) if found else None
+    """Return the line of a progress file that a line of a log holds, if it does.
+
+    At its beginning alone: what devices say stands within a sentence, or indented.
+    """
+    match = re.match(rf"(?:INFO\s*:\s+)?{MARK}(?P<text>.*)", line)
+    event = Event.from_line(match["text"].encode()) if match else None
     return None if event is None else event.to_line()
 
 

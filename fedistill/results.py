@@ -6,7 +6,9 @@ tracking.jsonl   every event                 sets/ipc-10/     a distilled set
 """
 
 import json
+import os
 import platform
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -73,7 +75,10 @@ def write_whole(path: Path, content: bytes) -> None:
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # a power cut must not leave the name without the content
         partial.replace(path)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error}") from error
@@ -96,10 +101,13 @@ def failure_line(error: BaseException) -> str:
 
 
 def failure_from_log(line: str) -> dict[str, Any] | None:
-    """Read what `failure_line` wrote, if the line is one."""
-    _, found, text = line.partition(_FAILURE_MARK)
+    """Read what `failure_line` wrote, if the line is one.
+
+    At its beginning alone: what devices say stands within a sentence, or indented.
+    """
+    match = re.match(rf"(?:INFO\s*:\s+)?{_FAILURE_MARK}(?P<text>.*)", line)
     try:
-        tree = json.loads(text) if found else None
+        tree = json.loads(match["text"]) if match else None
     except ValueError:
         return None
     return tree if isinstance(tree, dict) and tree.keys() == _failure(RunError()).keys() else None

@@ -165,14 +165,20 @@ def deliver(
         ) from error
 
 
-def fetch(uri: str, tags: Mapping[str, str], folder: Path) -> StoredRun | None:
+def fetch(uri: str, tags: Mapping[str, str], folder: Path, last: str) -> StoredRun | None:
     """Copy what MLflow keeps of the newest run with some tags into a folder.
+
+    Args:
+        uri: of the store.
+        tags: of the run.
+        folder: where to.
+        last: the file that is copied when all others are there.
 
     Returns:
         Where it is kept; None: there is no such run.
     """
     uri = absolute_uri(uri)
-    found = mlflow_store.fetch(uri, tags, folder)
+    found = mlflow_store.fetch(uri, tags, folder, last)
     return None if found is None else StoredRun(without_secrets(uri), *found)
 
 

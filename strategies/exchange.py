@@ -13,6 +13,7 @@ from logging import WARNING
 from flwr.app import Error, Message, RecordDict
 from flwr.common import log
 from flwr.serverapp import Grid
+from google.protobuf.message import DecodeError
 
 from fedistill import records, wire
 from fedistill.config import Config
@@ -26,6 +27,10 @@ _GRACE_S = 30.0  # after the time to live, for the explicit "expired" reply to a
 _UNKNOWN_ERROR = 0  # Flower's code for a dead simulation worker, which then swallows messages
 # Flower's codes (flwr.common.constant.ErrorCode) whose own words do not help an operator.
 _EXPIRED = (3, 4)
+# What a message of bytes that are no message makes Flower raise.
+_UNREADABLE = (
+    AttributeError, DecodeError, EOFError, IndexError, KeyError, MemoryError, TypeError, ValueError,
+)  # fmt: skip
 _GONE, _CRASHED = 5, 8
 
 
@@ -84,7 +89,7 @@ class Exchange:
         self.kept = kept
         self.nodes: dict[int, int] = {}
         self.names: dict[int, str] = {}
-        self.failures: dict[int, str] = dict(kept.failures) if kept else {}
+        self.failures: dict[int, str] = {}
         self.traffic = Traffic()
         self.beside = Traffic()
         self.evaluating = False
@@ -141,24 +146,31 @@ class Exchange:
         Raises:
             WorkerDied: a worker of the simulation died, which makes further replies worthless.
         """
-        left = {}
+        left, leave_out = {}, fail or self.fail
+
+        def fail_at_this(client: int, why: str) -> None:
+            if self.kept:
+                self.kept.fail(client, message_type, contents[client], why)
+            leave_out(client, why)
+
         for client, content in contents.items():
+            why = self.kept.failure(client, message_type, content) if self.kept else None
             kept = self.recall(client, message_type, content)
-            if kept is None:
-                left[client] = content
-            else:
+            if why is not None:
+                leave_out(client, why)
+            elif kept is not None:
                 yield client, kept
-        fail = fail or self.fail
+            else:
+                left[client] = content
         for client in self.find(left):
-            fail(client, "its device has not come back since the server was started again")
+            fail_at_this(client, "its device has not come back since the server was started again")
             del left[client]
         messages = self.messages(message_type, left)
-        for client, reply in self.replies(grid, messages, fail, most=most):
+        for client, reply in self.replies(grid, messages, fail_at_this, most=most):
             held = records.held(reply.content)
             if most is not None and held > most[client]:
-                fail(
-                    client, f"its reply was refused: it holds {held} bytes, {most[client]} at most"
-                )
+                why = f"its reply was refused: it holds {held} bytes, {most[client]} at most"
+                fail_at_this(client, why)
                 continue
             self.count_up(client, reply)
             if self.kept:
@@ -215,7 +227,13 @@ class Exchange:
             for key in list(asked):
                 bytes_left = most[asked[key]] if most else None
                 with fetching_at_most(grid, bytes_left) as limited:
-                    found = list(grid.pull_messages([key]))
+                    try:
+                        found = list(grid.pull_messages([key]))
+                    except _UNREADABLE as error:  # Flower decodes what it fetches
+                        why = records.plain(f"{type(error).__name__}: {error}")
+                        fail(asked.pop(key), f"its reply cannot be read: {why}")
+                        came = True
+                        continue
                 for reply in found:
                     came = True
                     client = asked.pop(key)
@@ -238,7 +256,7 @@ class Exchange:
     ) -> bool:
         if not reply.has_error():
             return True
-        if reply.error.code == _UNKNOWN_ERROR:
+        if reply.error.code == _UNKNOWN_ERROR and self.kept is None:  # devices may say anything
             raise WorkerDied(
                 f"the worker process of client {client} died ({reply.error.reason}); if the "
                 "machine ran out of memory, raise federation.cpus_per_client so that fewer "
@@ -257,7 +275,7 @@ class Exchange:
         if client not in self.failures:
             self.failures[client] = reason
             if self.kept:
-                self.kept.fail(client, reason)
+                self.kept.left_out(client)
             # Indented: the lines of a traceback then belong to this message for every reader.
             text = textwrap.indent(reason, "    ")
             log(WARNING, "client %s failed and is left out:\n%s", client, text)

@@ -54,38 +54,49 @@ def identity(found: Description, node: int) -> str:
 
 
 def number(
-    found: Mapping[int, Description], clients: int, known: Mapping[int, str] | None = None
+    found: Mapping[int, Description],
+    clients: int,
+    known: Mapping[int, str] | None = None,
+    closed: bool = True,
 ) -> Roll:
     """Give each device a partition id.
 
     Args:
         found: what each node has said.
         clients: how many partition ids there are.
-        known: identities that have a number already; others then come too late.
+        known: identities that have a number already.
+        closed: with known ones, others come too late.
     """
     roll = Roll()
     taken: dict[str, int] = {}
-    numbers = {who: client for client, who in (known or {}).items()}
     claimed = {it.partition_id for it in found.values()}
-    free = [client for client in range(clients) if client not in claimed]
+    present = {identity(it, node) for node, it in found.items()}
+    # Who is not there keeps no place from others, and nobody keeps one that another claims.
+    numbers = {
+        who: client
+        for client, who in (known or {}).items()
+        if who in present and (client not in claimed or who == f"id {client}")
+    }
+    reserved = claimed | set(numbers.values())
+    free = [client for client in range(clients) if client not in reserved]
     for node in sorted(found, key=lambda node: (found[node].name, node)):
         description = found[node]
         who = identity(description, node)
         client = description.partition_id
         if who in taken:
             roll.refused[node] = f"another node ({taken[who]}) has its {who}; give each its own"
-        elif known and who not in numbers:
+        elif known and closed and who not in numbers:
             roll.refused[node] = "it came when the run had begun without it; it can join the next"
         elif client != UNNUMBERED and not 0 <= client < clients:
             roll.refused[node] = (
                 f"its partition-id is {client} and partition.clients is {clients}; accepted: "
                 f"0 to {clients - 1}"
             )
-        elif client == UNNUMBERED and not known and not free:
+        elif client == UNNUMBERED and who not in numbers and not free:
             roll.refused[node] = f"all places are taken: partition.clients is {clients}"
         else:
             taken[who] = node
-            if known:
+            if who in numbers:
                 client = numbers[who]
             elif client == UNNUMBERED:
                 client = free.pop(0)
@@ -160,24 +171,32 @@ class Devices:
     def call(self) -> dict[int, Description]:
         """Let the devices describe themselves, or read what they said in an earlier life."""
         self.exchange.locate = self.locate
-        if self.kept.roll:
-            found = self._remembered()
-            if found is not None:
-                return found
-        roll, contents = self._ask(self.exchange.config.federation.min_clients)
-        for client, content in contents.items():
-            self.kept.put(client, wire.DESCRIBE, self._request(), content)
-        self.kept.call(
-            {n: identity(found, roll.nodes[n]) for n, found in roll.descriptions.items()}
-        )
-        for client in range(self.exchange.config.partition.clients):
-            if client not in roll.nodes:
-                self.exchange.fail(client, f"no device took this place{_why(roll.refused)}")
-        return roll.descriptions
+        found = None if self.kept.mended or not self.kept.roll else self._remembered()
+        if found is None:
+            found = self._called()
+        for client, why in self.kept.absent.items():
+            self.exchange.fail(client, why)
+        return found
 
     def locate(self) -> None:
-        """Find the nodes of devices that were numbered in an earlier life."""
-        self._ask(least=1)
+        """Find the nodes of devices that were numbered in an earlier life, if they are there."""
+        try:
+            self._ask(least=1)
+        except ClientsFailed as error:
+            log(WARNING, "%s", error)
+
+    def _called(self) -> dict[int, Description]:
+        """Let all nodes speak, and keep who is who."""
+        roll, contents = self._ask(self.exchange.config.federation.min_clients)
+        everyone = range(self.exchange.config.partition.clients)
+        why = f"no device took this place{_why(roll.refused)}"
+        self.kept.call(
+            {n: identity(found, roll.nodes[n]) for n, found in roll.descriptions.items()},
+            {client: why for client in everyone if client not in roll.nodes},
+        )
+        for client, content in contents.items():
+            self.kept.put(client, wire.DESCRIBE, self._request(), content)
+        return roll.descriptions
 
     def _request(self) -> RecordDict:
         config, spec = self.exchange.config, self.spec
@@ -190,8 +209,11 @@ class Devices:
             content = self.exchange.recall(client, wire.DESCRIBE, request)
             if content is None:
                 return None
-            found[client] = wire.decode_description(content, self.spec)
-            self.exchange.names[client] = found[client].name or who
+            try:
+                found[client] = wire.decode_description(content, self.spec)
+            except WireError:  # of a file that a power cut has spoilt
+                return None
+            self.exchange.names[client] = _name(found[client], who)
         log(INFO, "describe: %s devices are known from before", len(found))
         return found
 
@@ -210,11 +232,12 @@ class Devices:
                 exchange.count_up(node, reply)
             except WireError as error:
                 refused[node] = f"its description was refused: {error}"
-        roll = number(found, config.partition.clients, self.kept.roll)
+        closed = not self.kept.mended
+        roll = number(found, config.partition.clients, self.kept.roll, closed)
         roll.refused |= refused
         for node, why in sorted(roll.refused.items()):
             log(WARNING, "node %s takes no part: %s", node, last_line(why))
-        names = {n: it.name or f"node {roll.nodes[n]}" for n, it in roll.descriptions.items()}
+        names = {n: _name(it, identity(it, roll.nodes[n])) for n, it in roll.descriptions.items()}
         exchange.enroll(roll.nodes, names)
         for client, name in names.items():
             machine = roll.descriptions[client].machine
@@ -222,6 +245,11 @@ class Devices:
                 INFO, "client %s is %s: %s", client, name, ", ".join(filter(None, machine.values()))
             )
         return roll, {client: contents[node] for client, node in roll.nodes.items()}
+
+
+def _name(found: Description, who: str) -> str:
+    """Return what people call a device: one without a name is called by what tells it apart."""
+    return found.name or who
 
 
 def _why(refused: Mapping[int, str]) -> str:

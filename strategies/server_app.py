@@ -29,7 +29,7 @@ from fedistill import (
 )
 from fedistill.config import Config
 from fedistill.cores import set_threads
-from fedistill.errors import WorkerDied
+from fedistill.errors import ClientsFailed, FedistillError, UserError, WorkerDied
 from fedistill.evaluation import Evaluator, Scores
 from fedistill.image_cache import Splits
 from fedistill.images import DataSpec
@@ -77,13 +77,26 @@ def main(grid: Grid, context: Context) -> None:
 
 def _deployed(run_config: Mapping[str, str], grid: Grid) -> None:
     """Run an experiment on devices, or go on with one whose ServerApp has died."""
-    config = config_file.loads(run_config["config-yaml"])
-    deployment.check(config)
-    output = deployment.folder_of(run_config["deployment"])
-    output.mkdir(parents=True, exist_ok=True)
-    with exclusive(output, "the run"):
-        deployment.open_on_server(output, run_config["config-yaml"])
-        kept = KeptReplies(output / deployment.REPLIES)
+    try:
+        config = config_file.loads(run_config["config-yaml"])
+        deployment.check(config)
+        output = deployment.folder_of(run_config["deployment"])
+        output.mkdir(parents=True, exist_ok=True)
+        with exclusive(output, "the run"):
+            _deployed_in(output, config, run_config, grid)
+    except FedistillError as error:
+        log(INFO, "%s", results.failure_line(error))  # the operator sees our log, not our disk
+        raise
+
+
+def _deployed_in(output: Path, config: Config, run_config: Mapping[str, str], grid: Grid) -> None:
+    found = deployment.open_on_server(output, run_config["config-yaml"])
+    failed = found is deployment.Place.FAILED
+    kept = KeptReplies(output / deployment.REPLIES, mended=failed)
+    if found is deployment.Place.DONE:
+        log(INFO, "the run has its result from before")
+        tracking.close_if_open(output, "FINISHED", send=config.tracking.enabled)
+    else:
         uri = run_config["tracking-uri"] or os.environ.get("MLFLOW_TRACKING_URI")
         own = {
             "tracking-uri": uri or tracking.default_uri(output.parent),
@@ -91,11 +104,10 @@ def _deployed(run_config: Mapping[str, str], grid: Grid) -> None:
         }
         try:
             _tracked(config, output, {**run_config, **own}, grid, kept)
-        except Exception as error:
+        except (ClientsFailed, UserError) as error:  # what can be mended, not what broke
             results.write_failure(output, error)
-            log(INFO, "%s", results.failure_line(error))  # the operator sees our log, not our disk
             raise
-        kept.clear()
+    kept.clear()
 
 
 def _sweep(folder: Path, run_config: Mapping[str, str], grid: Grid) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from fakes import tiny_config
+from federation import failing
 from flwr.app import Context, Message, RecordDict
 from split_folders import write_central, write_parts
 
@@ -171,7 +172,8 @@ def test_who_failed_before_the_server_died_is_not_asked_again(config, folders, m
     broken[1]["data"] = str(folders[1] / "nowhere")
     whole = deploy(config, Devices(broken), "whole")
     assert whole["absent_clients"] == [2]  # who it is, nobody can know
-    assert "nowhere" in whole["absent_because"]["2"]
+    assert "there is no such folder" in whole["absent_because"]["2"]
+    assert "nowhere" not in whole["absent_because"]["2"]
 
     def die(*_: object) -> None:
         raise RuntimeError("power cut")
@@ -266,3 +268,44 @@ def test_fedavg_finds_its_devices_when_the_server_has_died(config, folders, monk
     result = deploy(with_rival, grid)
     assert grid.asked[wire.DISTILL] == 0
     assert result["sets"]["2"]["baselines"]["fedavg_1"]["n"] == 1
+
+
+def test_a_run_that_failed_can_be_repeated_when_its_devices_are_mended(config, folders, expected):
+    broken = named(folders)
+    broken[1]["data"] = broken[2]["data"] = str(folders[1] / "nowhere")
+    with pytest.raises(ClientsFailed, match="1 of 3 clients are left"):
+        deploy(config, Devices(broken))
+    grid = Devices(named(folders))
+    result = deploy(config, grid)
+    assert result["absent_clients"] == []
+    assert result["sets"]["2"]["sha256"] == expected
+
+
+def test_who_failed_at_its_images_is_not_asked_again_when_the_server_has_died(
+    config, folders, monkeypatch
+):
+    failing(monkeypatch, 1)
+    whole = deploy(config, Devices(named(folders)), "whole")
+    assert whole["absent_clients"] == [1]
+
+    def die(*_: object) -> None:
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(server_app.Experiment, "evaluate", die)
+        with pytest.raises(RuntimeError, match="power cut"):
+            deploy(config, Devices(named(folders)))
+    nobody = Devices([])
+    result = deploy(config, nobody)
+    assert nobody.asked == {}
+    assert result["sets"]["2"]["sha256"] == whole["sets"]["2"]["sha256"]
+    assert "ran out of memory" in result["absent_because"]["1"]
+
+
+def test_a_server_that_dies_with_its_result_has_nothing_left_to_do(config, folders, expected):
+    deploy(config, Devices(named(folders)))
+    folder = deployment.folder_of("trial")
+    (folder / deployment.REPLIES).mkdir()  # what is removed last was still there
+    result = deploy(config, Devices([]))
+    assert result["sets"]["2"]["sha256"] == expected
+    assert not (folder / deployment.REPLIES).exists()

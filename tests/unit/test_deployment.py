@@ -62,15 +62,16 @@ def test_runs_lie_where_the_server_says(monkeypatch, tmp_path):
 
 
 def test_a_folder_on_the_server_goes_on_with_the_same_run_alone(tmp_path):
-    deployment.open_on_server(tmp_path / "run", "name: a\n")
-    results.write_failure(tmp_path / "run", RunError("killed"))
-    deployment.open_on_server(tmp_path / "run", "name: a\n")
-    assert results.read_failure(tmp_path / "run") is None
+    place, folder = deployment.Place, tmp_path / "run"
+    assert deployment.open_on_server(folder, "name: a\n") is place.NEW
+    assert deployment.open_on_server(folder, "name: a\n") is place.CUT
+    results.write_failure(folder, ConfigError("no"))
+    assert deployment.open_on_server(folder, "name: a\n") is place.FAILED
+    assert deployment.open_on_server(folder, "name: a\n") is place.CUT
     with pytest.raises(OutputError, match="another run"):
-        deployment.open_on_server(tmp_path / "run", "name: b\n")
-    results.write_json(tmp_path / "run" / results.RESULT, {})
-    with pytest.raises(OutputError, match="with its results"):
-        deployment.open_on_server(tmp_path / "run", "name: a\n")
+        deployment.open_on_server(folder, "name: b\n")
+    results.write_json(folder / results.RESULT, {})
+    assert deployment.open_on_server(folder, "name: a\n") is place.DONE
 
 
 def test_an_output_folder_is_continued_by_the_same_command_alone(tmp_path):
@@ -126,6 +127,10 @@ def test_a_log_carries_progress_and_failure():
     }  # fmt: skip
     assert results.failure_from_log("the run failed: {}") is None
     assert results.failure_from_log("the run failed: {") is None
+    # What a device says stands in a sentence, or is indented: it gives no orders.
+    for told in ("    ", "WARNING :   ", "client 1 is x: "):
+        assert results.failure_from_log(told + line.removeprefix("INFO :      ")) is None
+        assert progress.from_log(told + lines[1]) is None
 
 
 def test_status_is_read_from_flowers_list():

@@ -131,6 +131,23 @@ def test_a_dead_worker_ends_a_simulation():
         list(made(1).ask(Answers({100: Error(0, "ActorDiedError")}), KIND, contents(0)))
 
 
+def test_a_device_ends_no_run(tmp_path):
+    """Neither with the code of a dead simulation worker, nor with bytes that are no message."""
+
+    class Garbage(Answers):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            (key,) = message_ids
+            if key == "message 101":
+                raise ValueError("Error parsing message")
+            return super().pull_messages([key])
+
+    exchange = made(3, KeptReplies(tmp_path))
+    grid = Garbage({100: 5, 101: 5, 102: Error(0, "ActorDiedError")})
+    assert list(dict(exchange.ask(grid, KIND, contents(0, 1, 2)))) == [0]
+    assert "cannot be read: ValueError: Error parsing message" in exchange.failures[1]
+    assert exchange.failures[2] == "ActorDiedError"
+
+
 def test_a_reply_that_is_too_large_is_neither_read_nor_kept(tmp_path):
     exchange = made(2, KeptReplies(tmp_path))
     asked = exchange.ask(
@@ -145,12 +162,13 @@ def test_who_has_answered_is_not_asked_again(tmp_path):
     first = made(2, KeptReplies(tmp_path))
     dict(first.ask(Answers({100: 7, 101: Error(5, "x")}), KIND, contents(0, 1)))
     second = made(2, KeptReplies(tmp_path))
-    assert second.failures.keys() == {1}
-    grid = Answers({101: 9})
-    found = dict(second.ask(grid, KIND, contents(0, 1)))
-    assert list(found) == [0, 1]
-    assert list(grid.sent) == ["message 101"]
-    assert second.traffic.sums(KIND)["up"] == first.traffic.sums(KIND)["up"] + wire.size(found[1])
+    grid = Answers({102: 9})
+    second.nodes[2] = 102
+    found = dict(second.ask(grid, KIND, contents(0, 1, 2)))
+    assert list(found) == [0, 2]
+    assert list(grid.sent) == ["message 102"]
+    assert second.failures == first.failures  # at the same request: it is not asked again either
+    assert second.traffic.sums(KIND)["up"] == first.traffic.sums(KIND)["up"] + wire.size(found[2])
 
 
 def test_nodes_are_looked_for_when_somebody_has_to_be_asked_after_all(tmp_path):

@@ -51,3 +51,17 @@ def test_after_a_restart_everybody_has_their_number_again():
     assert again.nodes == {n: {"b": 9, "": 3}[first.descriptions[n].name] for n in again.nodes}
     assert {first.descriptions[n].name for n in again.nodes} == {"b", ""}
     assert "begun without it" in again.refused[4]
+
+
+def test_when_a_failed_run_is_repeated_others_take_the_places_of_those_who_are_gone():
+    known = {0: "name b", 1: "name d"}
+    found = {1: device(name="a"), 2: device(name="b"), 3: device(name="c")}
+    roll = number(found, 4, known, closed=False)
+    assert roll.nodes == {0: 2, 1: 1, 2: 3}
+    assert roll.refused == {}
+
+
+def test_a_claim_goes_before_what_was_known():
+    known = {0: "name a", 1: "name b"}
+    roll = number({1: device(name="a"), 2: device(0)}, 2, known, closed=False)
+    assert roll.nodes == {0: 2, 1: 1}
