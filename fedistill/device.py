@@ -152,10 +152,9 @@ class Device:
             found = data.splits(DataConfig(name=name, size=spec.size), needed=("train",))
             train, test, unknown = _as_asked(found, spec)
         except DataError as error:
-            # The server's operator need not know where a device keeps its images; its own log tells.
-            text = (
-                str(error).replace("data.name is", "data is", 1).replace(name.rstrip("/"), "DATA")
-            )
+            text = str(error).replace("data.name is", "data is", 1)
+            if "/" in name:  # the operator need not know where: the device's own log tells
+                text = text.replace(name.rstrip("/"), "DATA")
             raise DataError(f"the data of the node config: {text}") from error
         if self.num_partitions is not None:
             assert self.partition_id is not None

@@ -171,9 +171,7 @@ def test_images_are_resized_to_what_the_server_asks_for(tmp_path: Path):
 
 
 def test_data_that_are_not_there_are_named_by_their_key(tmp_path: Path):
-    with pytest.raises(
-        DataError, match=r"the data of the node config: data is 'DATA'; there is no"
-    ):
+    with pytest.raises(DataError, match=r"of the node config: data is 'DATA'; there is no"):
         Device(data="/no/such").images(DIGITS, SPEC, -1)
     (tmp_path / "own" / "cat").mkdir(parents=True)
     (tmp_path / "own" / "cat" / "0.png").write_bytes(b"secret")
