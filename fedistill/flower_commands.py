@@ -61,7 +61,11 @@ class FlowerCommands:
         if not run_id:
             self.check()
             raise RunError("Flower refused the run:\n" + "\n".join(lines))
-        return self._outcome(run_id, log)
+        try:
+            return self._outcome(run_id, log)
+        except KeyboardInterrupt:
+            self.stop(run_id)
+            raise
 
     def follow(self, run_id: str, on_line: Callable[[str], None]) -> Outcome:
         """Pass the log of a run on, from its beginning to its end, and tell how it ended."""
