@@ -1,4 +1,4 @@
-"""One deployment for all tests of this folder."""
+"""One deployment for all tests of a module, which ends with it."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ import pytest
 from loopback import Loopback
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def loopback(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
     found = Loopback(tmp_path_factory.mktemp("deployment"))
     try:
