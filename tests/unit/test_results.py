@@ -1,6 +1,7 @@
 """The output folder: it is claimed once, and files appear whole."""
 
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -71,12 +72,11 @@ def test_a_json_file_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest
     results.write_json(path, {"a": [1, 2]})
     assert json.loads(path.read_text()) == {"a": [1, 2]}
 
-    def full_disk(self: Path, content: bytes) -> None:
-        with self.open("wb") as file:
-            file.write(content[:3])
+    def full_disk(file: int) -> None:
+        os.ftruncate(file, 3)
         raise OSError("no space left")
 
-    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OutputError, match="no space"):
         results.write_json(path, {"b": 3})
     assert json.loads(path.read_text()) == {"a": [1, 2]}
