@@ -21,7 +21,9 @@ from fedistill.errors import ClientsFailed, WorkerDied
 from strategies.kept import KeptReplies
 from strategies.pull_limit import fetching_at_most
 
-_REPLY_POLL_S = 0.2
+# Between two looks for replies: a share of the time that nothing has come, so that devices which
+# work for hours do not cost a SuperLink a request for each of them five times a second.
+_POLL_S, _POLL_MOST_S, _POLL_SHARE = 0.2, 3.0, 0.02
 _REASON_LINES, _REASON_WIDTH = 60, 300
 _GRACE_S = 30.0  # after the time to live, for the explicit "expired" reply to arrive
 _UNKNOWN_ERROR = 0  # Flower's code for a dead simulation worker, which then swallows messages
@@ -221,7 +223,8 @@ class Exchange:
         for key in asked.keys() - sent:
             fail(asked.pop(key), "the SuperLink did not take its message; is its node still there?")
         limit = min(deadline_s or math.inf, self.config.federation.deadline_s)
-        deadline = time.monotonic() + limit + _GRACE_S
+        latest = time.monotonic()
+        deadline = latest + limit + _GRACE_S
         while asked:
             came = False
             for key in list(asked):
@@ -244,10 +247,13 @@ class Exchange:
                     elif self._is_good(client, reply, limit, fail):
                         yield client, reply
                 found = []  # what was yielded may be large, and the next one is to come
-            if asked and time.monotonic() > deadline:
+            now = time.monotonic()
+            if asked and now > deadline:
                 break
-            if asked and not came:
-                time.sleep(_REPLY_POLL_S)
+            if came:
+                latest = now
+            elif asked:
+                time.sleep(min(max(_POLL_S, _POLL_SHARE * (now - latest)), _POLL_MOST_S))
         for client in asked.values():
             fail(client, f"no answer within {limit:g} s")
 

@@ -227,11 +227,14 @@ class Devices:
         replies = exchange.replies(self.grid, messages, refused.__setitem__, _PATIENCE_S)
         for node, reply in replies:
             try:
-                found[node] = wire.decode_description(reply.content, self.spec)
-                contents[node] = reply.content
-                exchange.count_up(node, reply)
+                described = wire.decode_description(reply.content, self.spec)
+                if self.pixels and not described.pixels:
+                    raise WireError("it holds no pixel levels, which were asked for")
             except WireError as error:
                 refused[node] = f"its description was refused: {error}"
+                continue
+            found[node], contents[node] = described, reply.content
+            exchange.count_up(node, reply)
         closed = not self.kept.mended
         roll = number(found, config.partition.clients, self.kept.roll, closed)
         roll.refused |= refused

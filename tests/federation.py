@@ -1,5 +1,6 @@
 """A federation in this process for tests: real ServerApp, real ClientApp, real messages."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -30,8 +31,9 @@ class Backwards(local.LocalGrid):
 class Silent(local.LocalGrid):
     """A grid where nobody answers the messages that `is_lost` picks."""
 
+    @abstractmethod
     def is_lost(self, message: Message) -> bool:
-        raise NotImplementedError
+        """Whether nobody answers this one."""
 
     def _answer(self, message: Message) -> Message:
         if self.is_lost(message):  # as a SuperLink says when the time to live has ended

@@ -13,7 +13,7 @@ from federation import failing
 from flwr.app import Context, Message, RecordDict
 from split_folders import write_central, write_parts
 
-from fedistill import client_app, config_file, deployment, results, runner, wire
+from fedistill import client_app, config_file, data, deployment, results, runner, wire
 from fedistill.config import Config
 from fedistill.errors import ClientsFailed, ConfigError, DataError
 from fedistill.sets import SyntheticSet
@@ -309,3 +309,22 @@ def test_a_server_that_dies_with_its_result_has_nothing_left_to_do(config, folde
     result = deploy(config, Devices([]))
     assert result["sets"]["2"]["sha256"] == expected
     assert not (folder / deployment.REPLIES).exists()
+
+
+def test_a_device_that_keeps_its_pixel_levels_back_takes_no_part(config, folders, monkeypatch):
+    tree = config_file.to_dict(config) | {
+        "evaluate": {"at": "clients"},
+        "baselines": ["hard_label"],
+    }
+    tree["data"] = {"name": "devices", "classes": list("0123456789"), "size": 8, "channels": 1}
+    levels, asked = data.pixel_levels, []
+
+    def once_nothing(images: Any) -> Any:
+        asked.append(len(images))
+        return levels(images) if len(asked) > 1 else ()
+
+    monkeypatch.setattr(data, "pixel_levels", once_nothing)
+    keep = [device | {"holdout": 0.25} for device in named(folders)]
+    result = deploy(config_file.from_dict(tree), Devices(keep))
+    assert result["absent_clients"] == [2]
+    assert "holds no pixel levels" in result["absent_because"]["2"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from fakes import tiny_config
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
-from flwr.serverapp import Grid
+from flwr.clientapp import ClientApp
 
 from fedistill import wire
 from fedistill.errors import ClientsFailed, WorkerDied
@@ -21,10 +21,11 @@ KIND = "train.distill"
 LARGE = 1_000_000  # bytes of a reply
 
 
-class Answers(Grid):
+class Answers(local.LocalGrid):
     """Gives every message the answer that a table has for its node; makes it when asked."""
 
     def __init__(self, table: dict[int, Any]) -> None:
+        super().__init__(ClientApp(), 0, {})
         self.table = table
         self.sent: dict[str, Message] = {}
         self.alive = list[weakref.ref[Array]]()
@@ -49,22 +50,6 @@ class Answers(Grid):
         array = Array(np.zeros(answer, np.uint8))
         self.alive.append(weakref.ref(array))
         return [Message(RecordDict({"set": ArrayRecord({"images": array})}), reply_to=message)]
-
-    def send_and_receive(self, *_: Any, **__: Any) -> Iterable[Message]:
-        raise NotImplementedError
-
-    def get_node_ids(self) -> Iterable[int]:
-        return list(self.table)
-
-    def create_message(self, *_: Any, **__: Any) -> Message:
-        raise NotImplementedError
-
-    def set_run(self, *_: Any) -> None:
-        raise NotImplementedError
-
-    @property
-    def run(self) -> Any:
-        raise NotImplementedError
 
 
 def made(clients: int, kept: KeptReplies | None = None, **federation: Any) -> Exchange:
