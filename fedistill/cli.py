@@ -122,10 +122,10 @@ def config(
     """Print the resolved config, or the JSON schema of configs."""
     import json
 
-    from fedistill import config_file
+    from fedistill import config_check, config_file
 
     if schema:
-        typer.echo(json.dumps(config_file.schema(), indent=2))
+        typer.echo(json.dumps(config_check.schema(), indent=2))
     elif path is None:
         raise typer.BadParameter("give a CONFIG, or --schema")
     else:

@@ -10,12 +10,21 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fedistill.errors import RunError
-from fedistill.flower_output import Outcome, clean_line, parse_outcome, parse_run_id, parse_status
+from fedistill.flower_output import (
+    Outcome,
+    clean_line,
+    is_unknown,
+    parse_outcome,
+    parse_run_id,
+    parse_status,
+)
 
 CLI_TIMEOUT_S = 30.0
 _LAST_LINES = 20
+_AGAIN_S = 0.5  # between two questions about a run
 
 
 @dataclass(frozen=True)
@@ -74,8 +83,24 @@ class FlowerCommands:
         return self._outcome(run_id, log)
 
     def status(self, run_id: str) -> str:
-        """Return what Flower says of a run, for example "running"; nothing if it knows none."""
-        return parse_status(self._list(run_id), run_id)
+        """Return what Flower says of a run, for example "running"; nothing if it knows none.
+
+        Raises:
+            RunError: no answer comes for `patience_s`.
+        """
+        deadline = time.monotonic() + self.patience_s
+        while True:
+            self.check()
+            answer = self._list(run_id)
+            found = parse_status(answer, run_id)
+            if found or is_unknown(answer):
+                return found
+            if time.monotonic() > deadline:
+                raise RunError(
+                    f"Flower does not tell whether run {run_id} goes on; it says: "
+                    f"{answer or 'nothing'}; repeat the command when the SuperLink is back"
+                )
+            time.sleep(_AGAIN_S)
 
     def stop(self, run_id: str) -> None:
         """Stop a run."""
@@ -97,15 +122,7 @@ class FlowerCommands:
         """Pass on what a command prints; return the id of the run, and the last lines."""
         lines: list[str] = []
         with subprocess.Popen(
-            [command("flwr"), *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            errors="replace",
-            cwd=self.cwd,
-            env=dict(self.env),
-            start_new_session=True,  # Ctrl-C is ours to handle
+            [command("flwr"), *arguments], stderr=subprocess.STDOUT, **self._options
         ) as process:
             try:
                 for raw in process.stdout or ():
@@ -143,26 +160,33 @@ class FlowerCommands:
                     f"Flower does not tell how run {run_id} ended; it says: {answer or 'nothing'}; "
                     "repeat the command when the SuperLink is back"
                 )
-            time.sleep(0.5)
+            time.sleep(_AGAIN_S)
 
     def _flwr(self, *arguments: str) -> str:
         """Run a short `flwr` command and return what it prints; nothing when it hangs."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             answer: str = subprocess.run(
                 [command("flwr"), *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                encoding="utf-8",
-                errors="replace",
                 timeout=CLI_TIMEOUT_S,
                 check=False,
-                cwd=self.cwd,
-                env=dict(self.env),
-                start_new_session=True,
+                **self._options,
             ).stdout
             return answer
         return ""
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        """What all commands are started with."""
+        return {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "encoding": "utf-8",
+            "errors": "replace",
+            "cwd": self.cwd,
+            "env": dict(self.env),
+            "start_new_session": True,  # Ctrl-C is ours to handle
+        }
 
 
 class _Log:

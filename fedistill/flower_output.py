@@ -55,6 +55,17 @@ def parse_status(answer: str, run_id: str) -> str:
     return str(_run(answer, run_id).get("status", ""))
 
 
+def is_unknown(answer: str) -> bool:
+    """Whether the JSON of `flwr list` says that there is no such run, rather than nothing."""
+    try:
+        tree = json.loads(answer)
+    except json.JSONDecodeError:
+        return False
+    if not isinstance(tree, dict):
+        return False
+    return "runs" in tree or "not found" in str(tree.get("error-message", ""))
+
+
 def _run(answer: str, run_id: str) -> dict[str, Any]:
     try:
         runs: list[dict[str, Any]] = json.loads(answer).get("runs", [])

@@ -14,13 +14,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedistill import config_file, data, evaluation, partition, planning, registry
+from fedistill import config_file, data, partition, planning, registry, scoring
 from fedistill.client import make_share
 from fedistill.config import Config, RelabelConfig
 from fedistill.cores import set_threads
 from fedistill.cotrain import cotrain
-from fedistill.evaluation import Evaluator, Scores
+from fedistill.evaluation import Evaluator
 from fedistill.relabel import relabel
+from fedistill.scoring import Scores
 from fedistill.sets import SyntheticSet
 from fedistill.shares import integrate
 from fedistill.store import Store
@@ -99,7 +100,7 @@ def run(config: Config) -> dict[int, Outcome]:
     )
     answers = evaluator.answers(list(teachers.values()))
     samples = {client: len(index) for client, index in enumerate(parts.indices)}
-    scores = evaluation.score_all(
+    scores = scoring.score_all(
         evaluator, sets, loaded.train, parts.indices, samples, teachers, answers, refine
     )
     return {ipc: Outcome(sets[ipc], found) for ipc, found in scores}

@@ -39,7 +39,7 @@ def tasks(
         spec: of the data set.
         train: the training split.
         shards: indices into it of each partition id.
-        teachers: as for `evaluation.score_all`.
+        teachers: as for `scoring.score_all`.
         device: where to choose.
         dtype: of the convolutions.
     """

@@ -41,6 +41,7 @@ from fedistill.store import Store
 
 _PROGRESS = "FEDISTILL_PROGRESS"
 _LOG = "log.txt"
+_EARLIER_LOG = "log-before.txt"  # of the command that a repeated one continues
 PROGRESS = "progress.jsonl"
 _SHOWN = ("WARNING", "ERROR", "CRITICAL")
 _LEVEL = re.compile(r"(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL)\s*:\s*(?P<text>.*)")
@@ -143,7 +144,10 @@ def deploy(config: Config, output: Path, superlink: str) -> dict[str, Any]:
         log: list[_Log] = []
 
         def claimed() -> None:
-            (output / results.FAILURE).unlink(missing_ok=True)
+            for name in (results.FAILURE, PROGRESS):
+                (output / name).unlink(missing_ok=True)
+            if (output / _LOG).is_file():  # Flower tells the whole log of a run again
+                (output / _LOG).replace(output / _EARLIER_LOG)
             display = shown.enter_context(_display(output, clients=0))
             log.append(shown.enter_context(_Log(output, display)))
 

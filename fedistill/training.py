@@ -23,7 +23,7 @@ def side_by_side(jobs: Sequence[Callable[[], T]], device: torch.device) -> list[
     second (experiments/LOG.md). Results come in the order of the jobs.
     """
     threads = torch.get_num_threads()
-    if device.type != "cpu":
+    if device.type != "cpu" or threads == 1:
         return [job() for job in jobs]
 
     def alone(job: Callable[[], T]) -> T:

@@ -20,6 +20,7 @@ from fedistill import records, states
 from fedistill.config import Config
 from fedistill.errors import WireError
 from fedistill.images import DataSpec
+from fedistill.sets import SyntheticSet
 from fedistill.shares import Share
 from fedistill.wire_describe import (
     DESCRIBE,
@@ -45,6 +46,7 @@ __all__ = [
     "encode_describe_request",
     "encode_description",
     "encode_distill_request",
+    "encode_sets",
     "encode_share",
     "largest",
     "model_of",
@@ -267,3 +269,15 @@ def _others(record: Mapping[str, Any]) -> list[str]:
                 f"'{records.plain(name, 80)}' is no name of a curve; accepted: kind/what"
             )
     return names
+
+
+def encode_sets(sets: Mapping[int, SyntheticSet]) -> ArrayRecord:
+    """Turn the sets of a run, by IPC, into the arrays that are its result for Flower."""
+    arrays = {}
+    for ipc, synthetic in sets.items():
+        arrays[f"ipc-{ipc}/images"] = Array(synthetic.images.numpy())
+        arrays[f"ipc-{ipc}/hard-labels"] = Array(synthetic.hard_labels.numpy())
+        arrays[f"ipc-{ipc}/clients"] = Array(synthetic.clients.numpy())
+        if synthetic.soft_labels is not None:
+            arrays[f"ipc-{ipc}/teacher-logits"] = Array(synthetic.soft_labels.logits.numpy())
+    return ArrayRecord(arrays)

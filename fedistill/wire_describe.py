@@ -115,6 +115,13 @@ def encode_description(description: Description) -> RecordDict:
     )
 
 
+def largest(spec: DataSpec) -> int:
+    """Return the most bytes that a description can hold."""
+    texts = _NAME_LENGTH + _MODEL_LENGTH + _CLASSES * _CLASS_LENGTH + _FACTS * 2 * _FACT_LENGTH
+    letters = 4 * texts  # bytes of one at most
+    return _TEXT + letters + 8 * (spec.num_classes + LEVELS * spec.channels)
+
+
 def decode_description(content: RecordDict, spec: DataSpec) -> Description:
     """Read a description and check it.
 
@@ -125,9 +132,7 @@ def decode_description(content: RecordDict, spec: DataSpec) -> Description:
     Raises:
         WireError: it does not follow the contract.
     """
-    texts = _NAME_LENGTH + _MODEL_LENGTH + _CLASSES * _CLASS_LENGTH + _FACTS * 2 * _FACT_LENGTH
-    letters = 4 * texts  # bytes of one at most
-    records.check_size(content, _TEXT + letters + 8 * (spec.num_classes + LEVELS * spec.channels))
+    records.check_size(content, largest(spec))
     records.check_names("the description", content, ("metrics", "device", "machine"))
     metrics = records.metric_record(content, "metrics")
     device = records.config_record(content, "device")

@@ -81,6 +81,11 @@ def encode_update(weights: Mapping[str, Tensor], num_examples: int, loss: float)
     return RecordDict({"arrays": states.encode(weights), "metrics": metrics})
 
 
+def largest(own: Mapping[str, Tensor]) -> int:
+    """Return the most bytes that an update of such weights and buffers can hold."""
+    return states.largest(states.form_of(own)) + _METRICS
+
+
 def check_update(content: RecordDict, own: Mapping[str, Tensor]) -> tuple[int, float]:
     """Check what FedAvg is going to average.
 
@@ -95,7 +100,7 @@ def check_update(content: RecordDict, own: Mapping[str, Tensor]) -> tuple[int, f
         WireError: it is not a state of this network, or has no weight in the average.
     """
     form = states.form_of(own)
-    records.check_size(content, states.largest(form) + _METRICS)
+    records.check_size(content, largest(own))
     metrics = records.metric_record(content, "metrics")
     records.check_names("the update", content, ("arrays", "metrics"))
     records.check_names("the update", metrics, ("num-examples", "train-loss"))

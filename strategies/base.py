@@ -8,21 +8,21 @@ Replies arrive in any order and node ids are random, so everything is kept by pa
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from logging import INFO, WARNING
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import nn
 
-from fedistill import planning, slots, wire
+from fedistill import planning, wire
 from fedistill.config import Config, RelabelConfig
 from fedistill.cores import set_threads
-from fedistill.errors import ClientsFailed, PartitionError, WireError
+from fedistill.errors import WireError
 from fedistill.images import DataSpec
 from fedistill.planning import distiller_of
 from fedistill.sets import SyntheticSet
@@ -30,6 +30,7 @@ from fedistill.shares import Curve, Share, integrate
 from fedistill.slots import Plan
 from fedistill.worker import restore_teachers
 from strategies import roll_call
+from strategies.budget import Budget
 from strategies.exchange import Exchange
 from strategies.kept import KeptReplies
 from strategies.labelling import LabellersAtHome
@@ -153,12 +154,14 @@ class FedDistill(Strategy):
             self.exchange, grid, self.spec, self.report, pixels=self._spec_of is not None
         )
         self._adopt()
-        self._plan()
+        budget = Budget(self.config, self.spec, self.histograms, self.exchange.failures)
         server_round = 0
-        while self._missing():
+        while owed := budget.owed(self.shares):
             server_round += 1
-            result.train_metrics_clientapp[server_round] = self._distill(grid, server_round)
-            self._deal_again()
+            result.train_metrics_clientapp[server_round] = self._distill(grid, server_round, owed)
+            self.exchange.require_clients()
+            budget.deal_again()
+        self.plans = budget.plans
         self.teachers = dict(sorted(self.teachers.items()))
         if self.config.relabel.at == "clients":
             self.at_home = LabellersAtHome(
@@ -180,7 +183,7 @@ class FedDistill(Strategy):
                 lambda done, total: self.report("relabel", done, total, ""),
             )
         self.seconds["relabel"] = time.perf_counter() - started
-        result.arrays = _arrays(self.sets)
+        result.arrays = wire.encode_sets(self.sets)
         self.exchange.evaluating = True
         if evaluate_fn is not None:
             scores = evaluate_fn(server_round, result.arrays)
@@ -188,7 +191,7 @@ class FedDistill(Strategy):
                 result.evaluate_metrics_serverapp[server_round] = scores
         return result
 
-    def _distill(self, grid: Grid, server_round: int) -> MetricRecord:
+    def _distill(self, grid: Grid, server_round: int, owed: Plan) -> MetricRecord:
         """Ask each client for the images that it still owes, and keep the shares that arrive.
 
         A client asked again gets its teacher back with the request: its process may have kept
@@ -204,23 +207,23 @@ class FedDistill(Strategy):
                 made=self.shares[client].counts if client in self.shares else (),
                 teachers=self.shares[client].teachers if client in self.shares else (),
             )
-            for client, counts in self._missing().items()
+            for client, counts in owed.items()
         }
         log(INFO, "distill: round %s asks %s clients", server_round, len(requests))
         contents = {n: wire.encode_distill_request(it) for n, it in requests.items()}
         self.report("collect", 0, len(requests), "")
-        received = done = 0
+        received = 0
         warnings: dict[str, list[int]] = {}
+
+        def read(client: int, content: RecordDict) -> Share:
+            share = wire.decode_share(content, requests[client])
+            self._keep_teachers(share)
+            return share
+
         most = {client: wire.largest(request) for client, request in requests.items()}
-        for client, content in self.exchange.ask(grid, wire.DISTILL, contents, most=most):
-            done += 1
+        answers = self.exchange.ask(grid, wire.DISTILL, contents, read, most)
+        for done, (client, share) in enumerate(answers, start=1):
             self.report("collect", done, len(requests), f"{self.exchange.called(client)} answered")
-            try:
-                share = wire.decode_share(content, requests[client])
-                self._keep_teachers(share)
-            except (WireError, RuntimeError) as error:
-                self.exchange.fail(client, f"its reply was refused: {error}")
-                continue
             known = self.shares.get(client)
             self.shares[client] = share if known is None else known.extended(share)
             received += len(share.images)
@@ -238,15 +241,23 @@ class FedDistill(Strategy):
         return MetricRecord({"images": received, "failures": len(self.failures)})
 
     def _keep_teachers(self, share: Share) -> None:
-        """Rebuild a client's teachers, unless they have stayed at home."""
-        if self.config.relabel.at == "server":
-            client = share.partition_id
+        """Rebuild a client's teachers, unless they have stayed at home.
+
+        Raises:
+            WireError: they are not networks that the experiment asked for, or say nothing finite.
+        """
+        if self.config.relabel.at == "clients":
+            return
+        client = share.partition_id
+        try:
             teacher = restore_teachers(self.config, self.spec, client, share.teachers)
-            with torch.no_grad():  # finite weights may be so large that what they say is not
-                said = teacher(torch.zeros(1, self.spec.channels, self.spec.size, self.spec.size))
-            if not bool(said.isfinite().all()):
-                raise WireError("its teacher's answer to a plain image is not finite")
-            self.teachers[client] = teacher.to(self.device)
+        except RuntimeError as error:
+            raise WireError(f"its teacher cannot be rebuilt: {error}") from error
+        with torch.no_grad():  # finite weights may be so large that what they say is not
+            said = teacher(torch.zeros(1, self.spec.channels, self.spec.size, self.spec.size))
+        if not bool(said.isfinite().all()):
+            raise WireError("its teacher's answer to a plain image is not finite")
+        self.teachers[client] = teacher.to(self.device)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -316,62 +327,3 @@ class FedDistill(Strategy):
                     self.exchange.called(client),
                     ", ".join(found.unknown_classes),
                 )
-
-    def _plan(self) -> None:
-        try:
-            self.plans = planning.plans(self.config, self.spec, self.histograms)
-        except PartitionError as error:
-            raise self._short(error) from error
-
-    def _missing(self) -> Plan:
-        """Return what each client still has to make, if anything.
-
-        A client with no slot, as there are when N exceeds the images of a set, owes its teacher.
-        """
-        owed = {}
-        for client, wanted in planning.requests(self.config, self.plans).items():
-            share = self.shares.get(client)
-            have = share.counts if share else (0,) * len(wanted)
-            counts = [max(0, want - has) for want, has in zip(wanted, have, strict=True)]
-            if share is None or any(counts):
-                owed[client] = counts
-        return owed
-
-    def _deal_again(self) -> None:
-        """Give the slots of failed clients to the others.
-
-        Raises:
-            ClientsFailed: too few are left, or none that holds a class.
-        """
-        self.exchange.require_clients()
-        for ipc, plan in self.plans.items():
-            lost = [counts for client, counts in plan.items() if client in self.failures]
-            kept = {n: counts for n, counts in plan.items() if n not in self.failures}
-            if not lost:
-                continue
-            wanted = [sum(column) for column in zip(*lost, strict=True)]
-            held = {client: self.descriptions[client].histogram for client in kept}
-            try:
-                more = planning.allocate(self.config, self.spec, held, wanted, kept)
-            except PartitionError as error:
-                raise self._short(error) from error
-            self.plans[ipc] = slots.add(kept, more)
-
-    def _short(self, error: PartitionError) -> Exception:
-        if not self.failures:
-            return error
-        return ClientsFailed(
-            f"the clients that are left cannot fill the set: {error}; failed: "
-            f"{self.exchange.reasons()}; mend one of them and run again"
-        )
-
-
-def _arrays(sets: Mapping[int, SyntheticSet]) -> ArrayRecord:
-    arrays = {}
-    for ipc, synthetic in sets.items():
-        arrays[f"ipc-{ipc}/images"] = Array(synthetic.images.numpy())
-        arrays[f"ipc-{ipc}/hard-labels"] = Array(synthetic.hard_labels.numpy())
-        arrays[f"ipc-{ipc}/clients"] = Array(synthetic.clients.numpy())
-        if synthetic.soft_labels is not None:
-            arrays[f"ipc-{ipc}/teacher-logits"] = Array(synthetic.soft_labels.logits.numpy())
-    return ArrayRecord(arrays)

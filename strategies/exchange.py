@@ -4,11 +4,11 @@ Node ids are random and replies come in any order, so nothing beyond this file u
 """
 
 import math
-import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from logging import WARNING
+from typing import TypeVar
 
 from flwr.app import Error, Message, RecordDict
 from flwr.common import log
@@ -17,9 +17,12 @@ from google.protobuf.message import DecodeError
 
 from fedistill import records, wire
 from fedistill.config import Config
-from fedistill.errors import ClientsFailed, WorkerDied
+from fedistill.errors import ClientsFailed, WireError, WorkerDied
+from strategies.failures import Failures, last_lines
 from strategies.kept import KeptReplies
 from strategies.pull_limit import fetching_at_most
+
+T = TypeVar("T")
 
 # Between two looks for replies: a share of the time that nothing has come, so that devices which
 # work for hours do not cost a SuperLink a request for each of them five times a second.
@@ -91,7 +94,7 @@ class Exchange:
         self.kept = kept
         self.nodes: dict[int, int] = {}
         self.names: dict[int, str] = {}
-        self.failures: dict[int, str] = {}
+        self.failures = Failures("is left out")
         self.traffic = Traffic()
         self.beside = Traffic()
         self.evaluating = False
@@ -133,17 +136,19 @@ class Exchange:
         grid: Grid,
         message_type: str,
         contents: Mapping[int, RecordDict],
-        fail: Callable[[int, str], None] | None = None,
-        most: Mapping[int, int] | None = None,
-    ) -> Iterator[tuple[int, RecordDict]]:
-        """Ask clients, and yield the good replies as they come: first those that are kept.
+        read: Callable[[int, RecordDict], T],
+        most: Mapping[int, int],
+        fail: Callable[[int, str], object] | None = None,
+    ) -> Iterator[tuple[int, T]]:
+        """Ask clients, and yield what the good replies say as they come: first those kept.
 
         Args:
             grid: to reach the clients.
             message_type: what is asked of all.
             contents: the request of each partition id.
-            fail: is told who has failed, and why; None: who fails is left out of the run.
+            read: checks the reply of a partition id and takes out what it says; raises WireError.
             most: bytes that each one's reply can have reason to hold.
+            fail: is told who has failed, and why; None: who fails is left out of the run.
 
         Raises:
             WorkerDied: a worker of the simulation died, which makes further replies worthless.
@@ -157,27 +162,30 @@ class Exchange:
 
         for client, content in contents.items():
             why = self.kept.failure(client, message_type, content) if self.kept else None
-            kept = self.recall(client, message_type, content)
             if why is not None:
                 leave_out(client, why)
-            elif kept is not None:
-                yield client, kept
-            else:
-                left[client] = content
+                continue
+            kept = self.recall(client, message_type, content)
+            if kept is not None:
+                try:
+                    yield client, read(client, kept)
+                    continue
+                except WireError as error:  # it was good before: a power cut has spoilt it
+                    log(WARNING, "what client %s said is damaged (%s); ask again", client, error)
+            left[client] = content
         for client in self.find(left):
             fail_at_this(client, "its device has not come back since the server was started again")
             del left[client]
         messages = self.messages(message_type, left)
-        for client, reply in self.replies(grid, messages, fail_at_this, most=most):
-            held = records.held(reply.content)
-            if most is not None and held > most[client]:
-                why = f"its reply was refused: it holds {held} bytes, {most[client]} at most"
-                fail_at_this(client, why)
+        for client, reply in self.replies(grid, messages, most, fail_at_this):
+            try:
+                said = read(client, reply.content)
+            except WireError as error:
+                fail_at_this(client, f"its reply was refused: {error}")
                 continue
-            self.count_up(client, reply)
             if self.kept:
                 self.kept.put(client, message_type, left[client], reply.content)
-            yield client, reply.content
+            yield client, said
 
     def messages(self, message_type: str, contents: Mapping[int, RecordDict]) -> dict[int, Message]:
         """Make a message for each client, and count its bytes."""
@@ -198,9 +206,9 @@ class Exchange:
         self,
         grid: Grid,
         messages: Mapping[int, Message],
-        fail: Callable[[int, str], None] | None = None,
+        most: Mapping[int, int],
+        fail: Callable[[int, str], object] | None = None,
         deadline_s: float | None = None,
-        most: Mapping[int, int] | None = None,
     ) -> Iterator[tuple[int, Message]]:
         """Send messages, and yield the good replies as they come, until the deadline.
 
@@ -209,9 +217,9 @@ class Exchange:
         Args:
             grid: to reach the clients.
             messages: one for each partition id.
+            most: as for `ask`.
             fail: as for `ask`.
             deadline_s: how long to wait at most; None: `federation.deadline_s`.
-            most: as for `ask`.
 
         Raises:
             WorkerDied: a worker of the simulation died, which makes further replies worthless.
@@ -228,7 +236,7 @@ class Exchange:
         while asked:
             came = False
             for key in list(asked):
-                bytes_left = most[asked[key]] if most else None
+                bytes_left = most[asked[key]]
                 with fetching_at_most(grid, bytes_left) as limited:
                     try:
                         found = list(grid.pull_messages([key]))
@@ -240,11 +248,12 @@ class Exchange:
                 for reply in found:
                     came = True
                     client = asked.pop(key)
-                    if limited is not None and limited.exceeded:
+                    if _holds_more(reply, bytes_left) or (limited and limited.exceeded):
                         fail(
                             client, f"its reply was refused: it holds more than {bytes_left} bytes"
                         )
                     elif self._is_good(client, reply, limit, fail):
+                        self._count_up(client, reply)
                         yield client, reply
                 found = []  # what was yielded may be large, and the next one is to come
             now = time.monotonic()
@@ -258,7 +267,7 @@ class Exchange:
             fail(client, f"no answer within {limit:g} s")
 
     def _is_good(
-        self, client: int, reply: Message, limit: float, fail: Callable[[int, str], None]
+        self, client: int, reply: Message, limit: float, fail: Callable[[int, str], object]
     ) -> bool:
         if not reply.has_error():
             return True
@@ -271,20 +280,15 @@ class Exchange:
         fail(client, _reason(reply.error, limit))
         return False
 
-    def count_up(self, client: int, reply: Message) -> None:
+    def _count_up(self, client: int, reply: Message) -> None:
         """Count the bytes of a reply."""
         ledger = self._ledger
         ledger.count(ledger.up, client, reply.metadata.message_type, wire.size(reply.content))
 
     def fail(self, client: int, reason: str) -> None:
         """Leave a client out; the first reason counts."""
-        if client not in self.failures:
-            self.failures[client] = reason
-            if self.kept:
-                self.kept.left_out(client)
-            # Indented: the lines of a traceback then belong to this message for every reader.
-            text = textwrap.indent(reason, "    ")
-            log(WARNING, "client %s failed and is left out:\n%s", client, text)
+        if self.failures.note(client, reason) and self.kept:
+            self.kept.left_out(client)
 
     def require_clients(self) -> None:
         """Stop a run with too few clients.
@@ -309,14 +313,8 @@ class Exchange:
         return self.beside if self.evaluating else self.traffic
 
 
-def last_lines(reasons: Mapping[int, str]) -> str:
-    """Say in one line why clients have failed: of a traceback the last line."""
-    return "; ".join(f"client {client}: {last_line(why)}" for client, why in reasons.items())
-
-
-def last_line(reason: str) -> str:
-    """Return the last line of a reason: of a traceback what was raised."""
-    return reason.strip().splitlines()[-1]
+def _holds_more(reply: Message, most: int) -> bool:
+    return not reply.has_error() and records.held(reply.content) > most
 
 
 def _reason(error: Error, limit: float) -> str:

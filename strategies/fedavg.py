@@ -12,6 +12,7 @@ rate rises and falls in every round, so that one round is one-shot FedAvg.
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from logging import WARNING
+from operator import itemgetter
 from typing import Any
 
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
@@ -172,9 +173,9 @@ class OurNodes(Grid):
             if node in asked
         }
         sent = self.exchange.messages(wire_fedavg.TRAIN, contents)
-        replies = dict(sorted(self.exchange.replies(self._grid, sent)))
-        for client, reply in replies.items():
-            self.exchange.count_up(client, reply)
+        most = dict.fromkeys(sent, wire_fedavg.largest(self._own))
+        answers = self.exchange.replies(self._grid, sent, most)
+        replies = dict(sorted(answers, key=itemgetter(0)))
         good = self._checked({client: reply.content for client, reply in replies.items()})
         self._end_round()
         return [replies[client] for client in good]

@@ -3,23 +3,22 @@
 A client that does not answer as asked labels no more in this run; its images stay in the set.
 """
 
-import textwrap
 import threading
 from collections.abc import Callable, Mapping
-from logging import WARNING
+from operator import itemgetter
 
 import torch
-from flwr.common import log
 from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedistill import wire_labels
 from fedistill.answers import Sheet
 from fedistill.config import Config
-from fedistill.errors import ClientsFailed, WireError
+from fedistill.errors import ClientsFailed
 from fedistill.images import DataSpec
 from fedistill.wire_labels import LabelRequest
-from strategies.exchange import Exchange, last_lines
+from strategies.exchange import Exchange
+from strategies.failures import Failures, last_lines
 
 
 class LabellersAtHome:
@@ -50,7 +49,7 @@ class LabellersAtHome:
         self._grid = grid
         self._clients = sorted(clients)
         self._lock = threading.Lock()
-        self.failures: dict[int, str] = {}
+        self.failures = Failures("labels no more")
 
     @property
     def left(self) -> list[int]:
@@ -107,19 +106,12 @@ class LabellersAtHome:
     def _ask(self, requests: Mapping[int, LabelRequest]) -> dict[int, Tensor]:
         # Others may have found out, since these were chosen, that a client labels no more.
         requests = {n: request for n, request in requests.items() if n not in self.failures}
-        contents = {n: wire_labels.encode_label_request(it) for n, it in requests.items()}
-        answers = {}
-        most = {client: wire_labels.largest(request) for client, request in requests.items()}
-        asked = self._exchange.ask(self._grid, wire_labels.LABEL, contents, self._fail, most)
-        for client, content in asked:
-            try:
-                answers[client] = wire_labels.decode_answers(content, requests[client])
-            except WireError as error:
-                self._fail(client, f"its labels were refused: {error}")
-        return dict(sorted(answers.items()))
-
-    def _fail(self, client: int, reason: str) -> None:
-        if client not in self.failures:  # the first reason counts
-            self.failures[client] = reason
-            text = textwrap.indent(reason, "    ")
-            log(WARNING, "client %s failed and labels no more:\n%s", client, text)
+        answers = self._exchange.ask(
+            self._grid,
+            wire_labels.LABEL,
+            {n: wire_labels.encode_label_request(it) for n, it in requests.items()},
+            lambda client, content: wire_labels.decode_answers(content, requests[client]),
+            {n: wire_labels.largest(it) for n, it in requests.items()},
+            self.failures.note,
+        )
+        return dict(sorted(answers, key=itemgetter(0)))

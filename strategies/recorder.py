@@ -3,12 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from logging import WARNING
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from flwr.common import log
-from torch import nn
 
 from fedistill import (
     config_file,
@@ -22,17 +18,17 @@ from fedistill import (
 )
 from fedistill.config import Config
 from fedistill.data import Data
-from fedistill.embedding import embed
-from fedistill.evaluation import Scores
 from fedistill.partition import Partition
+from fedistill.scoring import Scores
 from fedistill.sets import SyntheticSet, add_to_card
-from fedistill.shares import Curve
 from fedistill.tracking import Journal
 from strategies.base import FedDistill
-from strategies.exchange import Traffic, last_line
+from strategies.exchange import Traffic
+from strategies.failures import last_line
+from strategies.pictures import Pictures
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 
 @dataclass(frozen=True)
@@ -75,6 +71,10 @@ class Recorder:
         self.journal.artifact(self.output / results.CONFIG, "config")
 
     @property
+    def _pictures(self) -> Pictures:
+        return Pictures(self.output / "figures", self.journal)
+
+    @property
     def _split(self) -> str:
         if self.config.evaluate.at == "clients":
             return "clients"
@@ -91,7 +91,7 @@ class Recorder:
         path = self.output / "partition.json"
         parts.save(path, labels, spec)
         self.journal.artifact(path, "partition")
-        self._figure("partition", partition.figure(parts, labels, spec))
+        self._pictures.draw("partition", lambda: partition.figure(parts, labels, spec))
 
     def holdings(self, histograms: Mapping[int, list[int]]) -> None:
         """Keep what devices say they hold: whose images are where is nobody's to write down."""
@@ -102,7 +102,7 @@ class Recorder:
         results.write_json(path, tree)
         self.journal.artifact(path, "partition")
         title = f"{self.data.spec.name}: what {len(held)} devices hold"
-        self._figure("partition", partition.draw(held, self.data.spec, title))
+        self._pictures.draw("partition", lambda: partition.draw(held, self.data.spec, title))
 
     def clients(self, strategy: FedDistill, top1: Mapping[int, float]) -> None:
         """Keep what each client reported, and how good its teacher is, if it is here."""
@@ -129,42 +129,13 @@ class Recorder:
             if number in top1:
                 self.journal.metrics({"teacher/top1": top1[number]}, run=run)
                 self.journal.metrics({"teacher/top1_by_client": top1[number]}, step=number)
-        for title, x_label, field in (
-            ("Squeeze: loss of each client's teacher", "epoch", "teacher_curve"),
-            ("Recover: loss of each client's first batch", "iteration", "recover_curve"),
-        ):
-            curves = {f"client {n}": getattr(share, field) for n, share in sorted(shares.items())}
-            name = title.split(":")[0].lower() + "_loss"
-            if any(curves.values()):  # who chooses real images has no loss
-                self._figure(name, figures.loss_curves(curves, title, x_label))
-
-        if strategy.shares:
-            first = min(strategy.shares)
-            self._sizes("recover", strategy.shares[first].curves, f"client {first}")
+        self._pictures.losses(shares)
+        if shares:
+            first = min(shares)
+            self._pictures.sizes("recover", shares[first].curves, f"client {first}")
         for curve_name, curve in strategy.curves.items():
             self.journal.curve(f"cotrain/{curve_name}", curve)
-        self._sizes("cotrain", strategy.curves, "server")
-
-    def _sizes(self, stage: str, curves: Mapping[str, Curve], who: str) -> None:
-        """Draw how sets of several sizes fared that were trained together, if there are any."""
-        for kind, draw in (
-            ("matching", partial(figures.loss_curves, title=f"{who}: loss of each set's matching")),
-            (
-                "information",
-                partial(
-                    figures.value_curves,
-                    title=f"{who}: mutual information between outputs",
-                    y_label="nats",
-                ),
-            ),
-        ):
-            own = {
-                name.removeprefix(f"{kind}/"): curve
-                for name, curve in curves.items()
-                if name.startswith(f"{kind}/")
-            }
-            if own:
-                self._figure(f"{stage}_{kind}", draw(own, x_label="step"))
+        self._pictures.sizes("cotrain", strategy.curves, "server")
 
     def scores(
         self, ipc: int, synthetic: SyntheticSet, scores: Scores, teacher_top1: Sequence[float]
@@ -200,24 +171,12 @@ class Recorder:
         )
         self.journal.metrics({"acc_by_ipc/mean": first.mean}, step=ipc)
         title = f"{self.data.spec.name}, {number} clients, IPC {ipc}"
-        bars = figures.score_bars(
-            scores.students, scores.baselines, teacher_top1, title, self._split
+        bars = partial(
+            figures.score_bars, scores.students, scores.baselines, teacher_top1, title, self._split
         )
-        self._figure(f"scores_ipc-{ipc}", bars)
+        self._pictures.draw(f"scores_ipc-{ipc}", bars)
         if first.network is not None:
-            self._feature_map(synthetic, first.network, ipc)
-
-    def _feature_map(self, synthetic: SyntheticSet, network: nn.Module, ipc: int) -> None:
-        spec = self.data.spec
-        tiles = planning.distiller_of(self.config).mosaic_tiles
-        try:
-            found = embed(network, synthetic, self.data.test, tiles, self.config.seed)
-            title = f"{spec.name}, IPC {ipc}: a student's features (stars: synthetic), t-SNE"
-            figure = figures.feature_map(found, spec.class_names, title)
-        except Exception as error:  # a picture is not worth a run
-            log(WARNING, "the feature map of IPC %s was not made: %s", ipc, error)
-        else:
-            self._figure(f"features_ipc-{ipc}", figure)
+            self._pictures.feature_map(self.config, self.data, synthetic, first.network, ipc)
 
     def sets(self, strategy: FedDistill) -> None:
         """Save the sets, each with its recipe and provenance: before students can fail."""
@@ -227,7 +186,7 @@ class Recorder:
                 recipe=config_file.shareable(self.config),
                 provenance=self._provenance(strategy, ipc),
             ).save(folder)
-            self._figure(f"set_ipc-{ipc}", figures.image_sheet(synthetic))
+            self._pictures.draw(f"set_ipc-{ipc}", partial(figures.image_sheet, synthetic))
             self.journal.artifact(folder / "images.safetensors", f"sets/ipc-{ipc}")
 
     def _set_folder(self, ipc: int) -> Path:
@@ -361,13 +320,3 @@ class Recorder:
             "experiment_id": stored.experiment_id if stored else None,
             "run_id": stored.run_id if stored else None,
         }
-
-    def _figure(self, name: str, figure: "Figure") -> None:
-        path = self.output / "figures" / f"{name}.png"
-        try:
-            path.parent.mkdir(exist_ok=True)
-            figure.savefig(path, dpi=130)
-        except Exception as error:  # a picture is not worth a run
-            log(WARNING, "figure %s was not drawn: %s", name, error)
-        else:
-            self.journal.artifact(path, "figures")

@@ -16,12 +16,13 @@ from flwr.app import RecordDict
 from flwr.common import log
 from flwr.serverapp import Grid
 
-from fedistill import wire
+from fedistill import wire, wire_describe
 from fedistill.config import Config
 from fedistill.errors import ClientsFailed, WireError
 from fedistill.images import DataSpec
 from fedistill.wire import Description
-from strategies.exchange import Exchange, last_line
+from strategies.exchange import Exchange
+from strategies.failures import last_line
 from strategies.kept import KeptReplies
 
 UNNUMBERED = -1  # the partition id of a device that waits for one
@@ -143,18 +144,15 @@ def _simulation(
     clients = exchange.config.partition.clients
     exchange.nodes = dict(enumerate(_wait(grid, exchange.config, clients, report)[:clients]))
     contents = {n: wire.encode_describe_request(exchange.config, spec, n) for n in exchange.nodes}
-    found = {}
-    for client, content in exchange.ask(grid, wire.DESCRIBE, contents):
-        try:
-            description = wire.decode_description(content, spec)
-        except WireError as error:
-            exchange.fail(client, f"its description was refused: {error}")
-            continue
-        if description.partition_id != client:
-            exchange.fail(client, f"it described partition {description.partition_id}")
-            continue
-        found[client] = description
-    return found
+
+    def read(client: int, content: RecordDict) -> Description:
+        found = wire.decode_description(content, spec)
+        if found.partition_id != client:
+            raise WireError(f"it describes partition {found.partition_id}")
+        return found
+
+    most = dict.fromkeys(contents, wire_describe.largest(spec))
+    return dict(exchange.ask(grid, wire.DESCRIBE, contents, read, most))
 
 
 @dataclass(frozen=True)
@@ -224,7 +222,8 @@ class Devices:
         exchange.nodes = {node: node for node in nodes}  # they go by their ids till numbered
         messages = exchange.messages(wire.DESCRIBE, dict.fromkeys(nodes, self._request()))
         found, contents, refused = {}, {}, dict[int, str]()
-        replies = exchange.replies(self.grid, messages, refused.__setitem__, _PATIENCE_S)
+        most = dict.fromkeys(nodes, wire_describe.largest(self.spec))
+        replies = exchange.replies(self.grid, messages, most, refused.__setitem__, _PATIENCE_S)
         for node, reply in replies:
             try:
                 described = wire.decode_description(reply.content, self.spec)
@@ -234,7 +233,6 @@ class Devices:
                 refused[node] = f"its description was refused: {error}"
                 continue
             found[node], contents[node] = described, reply.content
-            exchange.count_up(node, reply)
         closed = not self.kept.mended
         roll = number(found, config.partition.clients, self.kept.roll, closed)
         roll.refused |= refused

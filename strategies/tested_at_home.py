@@ -3,23 +3,23 @@
 A device that does not answer as asked tests no more in this run.
 """
 
-import textwrap
 from collections.abc import Mapping, Sequence
-from logging import WARNING
+from operator import itemgetter
 
 import torch
-from flwr.common import log
+from flwr.app import RecordDict
 from flwr.serverapp import Grid
 from torch import nn
 
 from fedistill import wire_evaluate
 from fedistill.config import Config, ModelConfig
 from fedistill.counts import Counts, Pooled, pool
-from fedistill.errors import ClientsFailed, WireError
+from fedistill.errors import ClientsFailed
 from fedistill.images import DataSpec
 from fedistill.wire import Description
 from fedistill.wire_evaluate import EvaluateRequest
-from strategies.exchange import Exchange, last_lines
+from strategies.exchange import Exchange
+from strategies.failures import Failures, last_lines
 
 
 def require_testers(descriptions: Mapping[int, Description]) -> None:
@@ -68,7 +68,7 @@ class TestersAtHome:
         self._exchange = exchange
         self._grid = grid
         self._held_out = {n: found.held_out for n, found in sorted(descriptions.items())}
-        self.failures: dict[int, str] = {}
+        self.failures = Failures("tests no more")
 
     def test(self, model: ModelConfig, students: Sequence[nn.Module]) -> Pooled:
         """Let every device test some students.
@@ -107,21 +107,16 @@ class TestersAtHome:
         return found
 
     def _ask(self, requests: Mapping[int, EvaluateRequest]) -> list[Counts]:
-        contents = {n: wire_evaluate.encode_evaluate_request(it) for n, it in requests.items()}
-        answers = dict[int, Counts]()
-        most = {client: wire_evaluate.largest(request) for client, request in requests.items()}
-        asked = self._exchange.ask(self._grid, wire_evaluate.EVALUATE, contents, self._fail, most)
-        for client, content in asked:
-            try:
-                answers[client] = wire_evaluate.decode_counts(
-                    content, requests[client], self._held_out[client]
-                )
-            except WireError as error:
-                self._fail(client, f"its counts were refused: {error}")
-        return [answers[client] for client in sorted(answers)]
+        def read(client: int, content: RecordDict) -> Counts:
+            held_out = self._held_out[client]
+            return wire_evaluate.decode_counts(content, requests[client], held_out)
 
-    def _fail(self, client: int, reason: str) -> None:
-        if client not in self.failures:  # the first reason counts
-            self.failures[client] = reason
-            text = textwrap.indent(reason, "    ")
-            log(WARNING, "client %s failed and tests no more:\n%s", client, text)
+        answers = self._exchange.ask(
+            self._grid,
+            wire_evaluate.EVALUATE,
+            {n: wire_evaluate.encode_evaluate_request(it) for n, it in requests.items()},
+            read,
+            {n: wire_evaluate.largest(it) for n, it in requests.items()},
+            self.failures.note,
+        )
+        return [counts for _, counts in sorted(answers, key=itemgetter(0))]

@@ -14,7 +14,7 @@ from fedistill import client_app, data
 from fedistill.config import Config
 from fedistill.sets import SyntheticSet
 from fedistill.shares import Share
-from strategies import local, server_app
+from strategies import experiment, local
 from strategies.base import FedDistill
 
 MakeShare = Callable[..., Share]
@@ -46,7 +46,7 @@ def start(
 ) -> tuple[FedDistill, Result]:
     """Run the strategy alone, without evaluation."""
     loaded = data.load(config.data, config.seed)
-    kind = server_app.choose_strategy(config)
+    kind = experiment.choose_strategy(config)
     strategy = kind(config, loaded.spec, device=CPU, dtype=torch.float32)
     with local.task_identity():
         nodes = grid(client_app.app, config.partition.clients, {})

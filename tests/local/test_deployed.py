@@ -17,7 +17,7 @@ from fedistill import client_app, config_file, data, deployment, results, runner
 from fedistill.config import Config
 from fedistill.errors import ClientsFailed, ConfigError, DataError
 from fedistill.sets import SyntheticSet
-from strategies import local, server_app
+from strategies import experiment, local, server_app
 
 
 class Devices(local.LocalGrid):
@@ -98,6 +98,18 @@ def deploy(config: Config, grid: local.LocalGrid, name: str = "trial") -> dict[s
     return results.read_json(deployment.folder_of(name) / results.RESULT)
 
 
+def deploy_and_die(monkeypatch: pytest.MonkeyPatch, config: Config, grid: Devices) -> None:
+    """Run on devices, up to the death of the server when it has all replies."""
+
+    def die(*_: object) -> None:
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(experiment.Experiment, "evaluate", die)
+        with pytest.raises(RuntimeError, match="power cut"):
+            deploy(config, grid)
+
+
 def test_devices_make_the_set_of_the_simulation(config, folders, expected):
     result = deploy(config, Devices(named(folders)))
     assert result["sets"]["2"]["sha256"] == expected
@@ -121,13 +133,7 @@ def test_devices_may_claim_their_numbers(config, folders, expected):
 def test_a_server_that_dies_with_all_replies_asks_nobody_again(
     config, folders, expected, monkeypatch
 ):
-    def die(*_: object) -> None:
-        raise RuntimeError("power cut")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(server_app.Experiment, "evaluate", die)
-        with pytest.raises(RuntimeError, match="power cut"):
-            deploy(config, Devices(named(folders)))
+    deploy_and_die(monkeypatch, config, Devices(named(folders)))
     nobody = Devices([])
     result = deploy(config, nobody)
     assert result["sets"]["2"]["sha256"] == expected
@@ -144,14 +150,14 @@ def test_a_server_that_dies_between_replies_asks_the_others_alone(
 ):
     real, seen = wire.decode_share, []
 
-    def die_at_the_second(content: RecordDict, request: wire.DistillRequest) -> Any:
+    def die_at_the_third(content: RecordDict, request: wire.DistillRequest) -> Any:
         seen.append(request.partition_id)
-        if len(seen) == 2:
+        if len(seen) == 3:
             raise KeyboardInterrupt
         return real(content, request)
 
     with monkeypatch.context() as patched:
-        patched.setattr(wire, "decode_share", die_at_the_second)
+        patched.setattr(wire, "decode_share", die_at_the_third)
         with pytest.raises(KeyboardInterrupt):
             deploy(config, Devices(named(folders)))
     kept = deployment.folder_of("trial") / deployment.REPLIES
@@ -162,7 +168,7 @@ def test_a_server_that_dies_between_replies_asks_the_others_alone(
     result = deploy(config, grid)
     assert result["sets"]["2"]["sha256"] == expected
     assert grid.asked == {wire.DESCRIBE: 1, wire.DISTILL: 1}
-    assert len(seen) == 2
+    assert len(seen) == 3
     traffic = result["bytes"]["per_client"]
     assert all(traffic[client]["stages"][wire.DISTILL]["up"] > 1000 for client in "012")
 
@@ -174,14 +180,7 @@ def test_who_failed_before_the_server_died_is_not_asked_again(config, folders, m
     assert whole["absent_clients"] == [2]  # who it is, nobody can know
     assert "there is no such folder" in whole["absent_because"]["2"]
     assert "nowhere" not in whole["absent_because"]["2"]
-
-    def die(*_: object) -> None:
-        raise RuntimeError("power cut")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(server_app.Experiment, "evaluate", die)
-        with pytest.raises(RuntimeError, match="power cut"):
-            deploy(config, Devices(broken))
+    deploy_and_die(monkeypatch, config, Devices(broken))
     result = deploy(config, Devices(named(folders)))  # mended, too late for this run
     assert result["sets"]["2"]["sha256"] == whole["sets"]["2"]["sha256"]
     assert result["absent_clients"] == [2]
@@ -256,14 +255,7 @@ def test_classes_that_nobody_asks_for_are_told(config, folders, tmp_path, caplog
 def test_fedavg_finds_its_devices_when_the_server_has_died(config, folders, monkeypatch):
     tree = config_file.to_dict(config) | {"baselines": ["fedavg"], "fedavg": {"rounds": 1}}
     with_rival = config_file.from_dict(tree)
-
-    def die(*_: object) -> None:
-        raise RuntimeError("power cut")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(server_app.Experiment, "evaluate", die)
-        with pytest.raises(RuntimeError, match="power cut"):
-            deploy(with_rival, Devices(named(folders)))
+    deploy_and_die(monkeypatch, with_rival, Devices(named(folders)))
     grid = Devices(named(folders), first_node=900)
     result = deploy(with_rival, grid)
     assert grid.asked[wire.DISTILL] == 0
@@ -287,14 +279,7 @@ def test_who_failed_at_its_images_is_not_asked_again_when_the_server_has_died(
     failing(monkeypatch, 1)
     whole = deploy(config, Devices(named(folders)), "whole")
     assert whole["absent_clients"] == [1]
-
-    def die(*_: object) -> None:
-        raise RuntimeError("power cut")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(server_app.Experiment, "evaluate", die)
-        with pytest.raises(RuntimeError, match="power cut"):
-            deploy(config, Devices(named(folders)))
+    deploy_and_die(monkeypatch, config, Devices(named(folders)))
     nobody = Devices([])
     result = deploy(config, nobody)
     assert nobody.asked == {}

@@ -13,7 +13,7 @@ from fedistill import client_app, comparison, grid, results, runner, sweep, tabl
 from fedistill.config import SweepConfig
 from fedistill.errors import OutputError, PartitionError, RunError, WorkerDied
 from fedistill.journal import read_events
-from strategies import server_app
+from strategies import experiment, server_app
 
 AXES = SweepConfig(clients=(1, 2), ipc=(1, 2), seed=(0, 1))
 
@@ -71,7 +71,7 @@ def test_a_sweep_that_was_cut_short_ends_with_the_same_numbers(
 ):
     plan = make()
     sweep.run(plan, tmp_path / "whole", "local")
-    real, calls = server_app.evaluation.score_all, []
+    real, calls = experiment.scoring.score_all, []
 
     def cut(*args: Any, **options: Any) -> Any:
         calls.append(1)
@@ -80,7 +80,7 @@ def test_a_sweep_that_was_cut_short_ends_with_the_same_numbers(
         return real(*args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(server_app.evaluation, "score_all", cut)
+        patch.setattr(experiment.scoring, "score_all", cut)
         with pytest.raises(KeyboardInterrupt):
             sweep.run(plan, tmp_path / "cut", "local")
     states = [run["status"] for run in comparison.read(tmp_path / "cut")["runs"]]

@@ -10,9 +10,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedistill import config_file, protocols, registry
+from fedistill import config_check, config_file, protocols, registry
 from fedistill.config import Config, ModelConfig
-from fedistill.config_file import dump, from_dict, load, loads, schema, sha256, to_dict
+from fedistill.config_check import schema
+from fedistill.config_file import dump, from_dict, load, loads, sha256, to_dict
 from fedistill.errors import ConfigError
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
@@ -476,7 +477,7 @@ def test_options_of_a_part_are_frozen_keywords_with_defaults(kind: str):
     for name in registry.names(kind):
         part = registry.load(kind, name)
         assert part.__dataclass_params__.frozen, name
-        assert config_file._parse(part, {})[1] == []
+        assert config_check.parse(part, {})[1] == []
 
 
 def test_a_bare_name_is_a_network():

@@ -3,8 +3,9 @@ import re
 import pytest
 from fakes import tiny_config
 
-from fedistill import deployment, progress, results
+from fedistill import deployment, flower_commands, progress, results
 from fedistill.errors import ConfigError, OutputError, RunError
+from fedistill.flower_commands import FlowerCommands
 from fedistill.flower_output import parse_status
 
 
@@ -138,3 +139,30 @@ def test_status_is_read_from_flowers_list():
     assert parse_status(answer, "7") == "running"
     assert parse_status(answer, "8") == ""
     assert parse_status("Error: no such SuperLink", "7") == ""
+
+
+UNKNOWN = '{"success": false, "error-message": "Run ID not found."}'
+AWAY = '{"success": false, "error-message": "Connection to the SuperLink is unavailable."}'
+RUNNING = '{"success": true, "runs": [{"run-id": "7", "status": "running"}]}'
+
+
+@pytest.mark.parametrize(
+    ("answers", "status"),
+    [([RUNNING], "running"), ([UNKNOWN], ""), (["", AWAY, "Error", RUNNING], "running")],
+)
+def test_a_superlink_that_says_nothing_is_not_one_that_knows_no_run(
+    tmp_path, monkeypatch, answers: list[str], status: str
+):
+    monkeypatch.setattr(flower_commands, "_AGAIN_S", 0.0)
+    told = iter(answers)
+    monkeypatch.setattr(FlowerCommands, "_list", lambda self, run_id: next(told))
+    assert FlowerCommands("home", tmp_path, {}).status("7") == status
+    assert list(told) == []
+
+
+def test_a_superlink_that_stays_away_ends_the_wait_for_a_status(tmp_path, monkeypatch):
+    monkeypatch.setattr(flower_commands, "_AGAIN_S", 0.0)
+    monkeypatch.setattr(FlowerCommands, "_list", lambda self, run_id: AWAY)
+    commands = FlowerCommands("home", tmp_path, {}, patience_s=0.05)
+    with pytest.raises(RunError, match=r"whether run 7 goes on; it says: .*is unavailable.*repeat"):
+        commands.status("7")

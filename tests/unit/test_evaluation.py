@@ -12,14 +12,15 @@ import torch
 from fakes import CONVNET, CPU, tiny_config, tiny_images, tiny_set, tiny_spec, tiny_teacher
 from torch import nn
 
-from fedistill import baselines, evaluation, rivals, slots
+from fedistill import baselines, evaluation, rivals, scoring, slots
 from fedistill import student as students
 from fedistill.config import Config, ModelConfig, RelabelConfig
 from fedistill.crops import ViewOptions
 from fedistill.distillers.base import Task
-from fedistill.evaluation import Evaluator, Scores
+from fedistill.evaluation import Evaluator
 from fedistill.images import ImageSet
 from fedistill.relabel import relabel, view_options
+from fedistill.scoring import Scores
 from fedistill.sets import SyntheticSet
 from fedistill.store import Store
 from fedistill.student import Score
@@ -52,9 +53,7 @@ def scored(settings: Config, *sizes: int) -> dict[int, Scores]:
     sets = {ipc: refined(tiny_set(ipc), settings.relabel) for ipc in sizes or (2,)}
     judge = evaluator(settings)
     answers = judge.answers(list(TEACHERS.values()))
-    return dict(
-        evaluation.score_all(judge, sets, TRAIN, SHARDS, SAMPLES, TEACHERS, answers, refined)
-    )
+    return dict(scoring.score_all(judge, sets, TRAIN, SHARDS, SAMPLES, TEACHERS, answers, refined))
 
 
 @dataclass
@@ -276,7 +275,7 @@ def test_students_come_from_the_store_with_the_same_scores(
 
     def scores() -> Scores:
         judge = replace(evaluator(settings), store=Store(tmp_path))
-        found = evaluation.score_all(
+        found = scoring.score_all(
             judge, {2: synthetic}, TRAIN, SHARDS, SAMPLES, TEACHERS, [], refined
         )
         return dict(found)[2]
@@ -358,7 +357,7 @@ def test_rows_had_elsewhere_stand_where_the_config_names_them():
     judge = evaluator(settings)
     given = {"fedavg_1": Score([10.0], []), "fedavg_5": Score([50.0], [])}
     answers = judge.answers(list(TEACHERS.values()))
-    found = evaluation.score_all(
+    found = scoring.score_all(
         judge, {2: synthetic}, TRAIN, SHARDS, SAMPLES, TEACHERS, answers, refined, beside=given
     )
     rows = dict(found)[2].baselines

@@ -1,7 +1,7 @@
 """Messages out, good replies back one at a time, failures in words that help."""
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 from flwr.clientapp import ClientApp
 
 from fedistill import wire
-from fedistill.errors import ClientsFailed, WorkerDied
+from fedistill.errors import ClientsFailed, WireError, WorkerDied
 from strategies import exchange as exchanges
 from strategies import local
 from strategies.exchange import Exchange
+from strategies.failures import Failures
 from strategies.kept import KeptReplies
 
 KIND = "train.distill"
@@ -62,6 +63,14 @@ def contents(*clients: int) -> dict[int, RecordDict]:
     return {n: RecordDict({"request": ConfigRecord({"number": n})}) for n in clients}
 
 
+def asked(
+    exchange: Exchange, grid: Answers, *clients: int, most: int = 10 * LARGE, read: Any = None
+) -> Iterator[tuple[int, RecordDict]]:
+    """Ask clients, and take their replies as they are."""
+    as_it_is = read or (lambda client, content: content)
+    return exchange.ask(grid, KIND, contents(*clients), as_it_is, dict.fromkeys(clients, most))
+
+
 @pytest.fixture(autouse=True)
 def _identity():
     with local.task_identity():
@@ -72,7 +81,7 @@ def test_of_fifty_large_replies_one_at_a_time_is_in_memory():
     exchange = made(50)
     grid = Answers(dict.fromkeys(range(100, 150), LARGE))
     seen = 0
-    for client, content in exchange.ask(grid, KIND, contents(*range(50))):
+    for client, content in asked(exchange, grid, *range(50)):
         assert len(content.array_records["set"]["images"].data) > LARGE
         del content
         seen += 1
@@ -87,7 +96,7 @@ def test_who_fails_is_left_out_with_the_reason():
     raised = Error(1000, "Traceback\n\x1b[31m  File a.py\nValueError: \x07no")
     table = {100: 10, 101: expired, 102: gone, 103: crashed, 104: raised, 105: Error(1001, None)}
     exchange = made(7, deadline_s=5)
-    good = dict(exchange.ask(Answers(table), KIND, contents(*range(7))))
+    good = dict(asked(exchange, Answers(table), *range(7)))
     assert list(good) == [0]
     why = exchange.failures
     assert why[1].startswith("no answer within 5 s")
@@ -107,13 +116,13 @@ def test_who_fails_is_left_out_with_the_reason():
 def test_who_is_silent_is_waited_for_until_the_deadline(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(exchanges, "_GRACE_S", 0.0)
     exchange = made(2, deadline_s=0.3)
-    assert list(dict(exchange.ask(Answers({100: 5, 101: None}), KIND, contents(0, 1)))) == [0]
+    assert list(dict(asked(exchange, Answers({100: 5, 101: None}), 0, 1))) == [0]
     assert exchange.failures == {1: "no answer within 0.3 s"}
 
 
 def test_a_dead_worker_ends_a_simulation():
     with pytest.raises(WorkerDied, match="worker process of client 0 died"):
-        list(made(1).ask(Answers({100: Error(0, "ActorDiedError")}), KIND, contents(0)))
+        list(asked(made(1), Answers({100: Error(0, "ActorDiedError")}), 0))
 
 
 def test_a_device_ends_no_run(tmp_path):
@@ -128,38 +137,66 @@ def test_a_device_ends_no_run(tmp_path):
 
     exchange = made(3, KeptReplies(tmp_path))
     grid = Garbage({100: 5, 101: 5, 102: Error(0, "ActorDiedError")})
-    assert list(dict(exchange.ask(grid, KIND, contents(0, 1, 2)))) == [0]
+    assert list(dict(asked(exchange, grid, 0, 1, 2))) == [0]
     assert "cannot be read: ValueError: Error parsing message" in exchange.failures[1]
     assert exchange.failures[2] == "ActorDiedError"
 
 
 def test_a_reply_that_is_too_large_is_neither_read_nor_kept(tmp_path):
     exchange = made(2, KeptReplies(tmp_path))
-    asked = exchange.ask(
-        Answers({100: LARGE, 101: 100}), KIND, contents(0, 1), most={0: 1000, 1: 1000}
-    )
-    assert [client for client, _ in asked] == [1]
-    assert "bytes, 1000 at most" in exchange.failures[0]
+    found = asked(exchange, Answers({100: LARGE, 101: 100}), 0, 1, most=1000)
+    assert [client for client, _ in found] == [1]
+    assert "its reply was refused: it holds more than 1000 bytes" in exchange.failures[0]
     assert len(list(tmp_path.glob("*.pb"))) == 1
 
 
 def test_who_has_answered_is_not_asked_again(tmp_path):
     first = made(2, KeptReplies(tmp_path))
-    dict(first.ask(Answers({100: 7, 101: Error(5, "x")}), KIND, contents(0, 1)))
+    dict(asked(first, Answers({100: 7, 101: Error(5, "x")}), 0, 1))
     second = made(2, KeptReplies(tmp_path))
     grid = Answers({102: 9})
     second.nodes[2] = 102
-    found = dict(second.ask(grid, KIND, contents(0, 1, 2)))
+    found = dict(asked(second, grid, 0, 1, 2))
     assert list(found) == [0, 2]
     assert list(grid.sent) == ["message 102"]
     assert second.failures == first.failures  # at the same request: it is not asked again either
     assert second.traffic.sums(KIND)["up"] == first.traffic.sums(KIND)["up"] + wire.size(found[2])
 
 
+def small(client: int, content: RecordDict) -> int:
+    """Read the size of a reply, which is not to be above ten bytes."""
+    size = content.array_records["set"]["images"].numpy().size
+    if size > 10:
+        raise WireError(f"{size} is too much")
+    return size
+
+
+def test_a_reply_that_cannot_be_used_is_not_kept_and_nobody_is_asked_for_it_again(tmp_path):
+    """Also where the failure is not the run's, but of those who label or test."""
+    for life, answers in ((1, {100: 7, 101: 11}), (2, dict[int, Any]())):
+        exchange, grid = made(2, KeptReplies(tmp_path)), Answers(answers)
+        failures = Failures("labels no more")
+        most = {0: LARGE, 1: LARGE}
+        found = exchange.ask(grid, KIND, contents(0, 1), small, most, failures.note)
+        assert dict(found) == {0: 7}
+        assert failures == {1: "its reply was refused: 11 is too much"}
+        assert exchange.failures == {}
+        assert len(grid.sent) == (2 if life == 1 else 0)
+    assert len(list(tmp_path.glob("*.pb"))) == 1
+
+
+def test_a_kept_reply_that_has_been_spoilt_is_asked_for_again(tmp_path):
+    first = made(1, KeptReplies(tmp_path))
+    dict(asked(first, Answers({100: 11}), 0))
+    second = made(1, KeptReplies(tmp_path))
+    assert dict(asked(second, Answers({100: 9}), 0, read=small)) == {0: 9}
+    assert second.failures == {}
+
+
 def test_nodes_are_looked_for_when_somebody_has_to_be_asked_after_all(tmp_path):
     exchange = made(3, KeptReplies(tmp_path))
     exchange.nodes = {}
     exchange.locate = lambda: exchange.nodes.update({0: 100, 2: 102})
-    found = dict(exchange.ask(Answers({100: 1, 102: 1}), KIND, contents(0, 1, 2)))
+    found = dict(asked(exchange, Answers({100: 1, 102: 1}), 0, 1, 2))
     assert list(found) == [0, 2]
     assert "has not come back" in exchange.failures[1]

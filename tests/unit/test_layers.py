@@ -47,8 +47,7 @@ FLOORS = [
     ],
     [
         "fedistill.augmentation",
-        "fedistill.comparison",
-        "fedistill.config_file",
+        "fedistill.config_check",
         "fedistill.decoding",
         "fedistill.display",
         "fedistill.image_cache",
@@ -64,9 +63,11 @@ FLOORS = [
         "fedistill.sets",
         "fedistill.simulation",
         "fedistill.training",
+        "strategies.failures",
         "strategies.kept",
         "strategies.pull_limit",
     ],
+    ["fedistill.comparison", "fedistill.config_file"],
     [
         "fedistill.charts",
         "fedistill.data",
@@ -136,6 +137,7 @@ FLOORS = [
         "fedistill.estimate",
         "fedistill.figures",
         "fedistill.sweep_record",
+        "strategies.budget",
         "strategies.exchange",
     ],
     [
@@ -152,7 +154,9 @@ FLOORS = [
         "fedistill.runner",
         "strategies.base",
         "strategies.local",
+        "strategies.pictures",
     ],
+    ["fedistill.scoring"],
     [
         "fedistill.consumer",
         "fedistill.pipeline",
@@ -163,6 +167,7 @@ FLOORS = [
     ["fedistill.tables"],
     ["strategies.distributed_boosting"],
     ["strategies.mib"],
+    ["strategies.experiment"],
     ["fedistill.cli", "strategies.server_app"],
 ]
 FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}

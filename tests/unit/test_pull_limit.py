@@ -82,10 +82,14 @@ def ask(superlink: SuperLink, most: int) -> tuple[Exchange, list[int]]:
     with local.task_identity():
         sizes = [
             len(content.array_records["set"]["images"].data)
-            for _, content in exchange.ask(grid, KIND, contents, most={0: most})
+            for _, content in exchange.ask(grid, KIND, contents, _as_it_is, {0: most})
         ]
     assert grid._client is superlink
     return exchange, sizes
+
+
+def _as_it_is(client: int, content: RecordDict) -> RecordDict:
+    return content
 
 
 @pytest.mark.parametrize("megabytes", [1, 12])

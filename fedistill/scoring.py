@@ -1,0 +1,123 @@
+"""The scores of the sets of a run, each with the rows beside it that the config asks for."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from fedistill import baselines, rivals
+from fedistill.config import Config
+from fedistill.evaluation import Evaluator, Report, Row
+from fedistill.images import ImageSet
+from fedistill.ranking import Ranking
+from fedistill.rivals import Refine
+from fedistill.rows import names
+from fedistill.sets import SyntheticSet
+from fedistill.student import Score
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Accuracy of one set.
+
+    Attributes:
+        students: by name of the model.
+        baselines: by name; those that train students train the first student model.
+        ranking: DD-Ranking's scores, where they are asked for.
+        traffic: bytes of messages, up and down, that the set took, where there were messages.
+        notes: what else there is to say of a baseline, such as its bytes, by name.
+    """
+
+    students: Mapping[str, Score]
+    baselines: Mapping[str, Score] = field(default_factory=dict)
+    ranking: Ranking | None = None
+    traffic: Mapping[str, int] = field(default_factory=dict)
+    notes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what result.json holds."""
+        ranking = {} if self.ranking is None else {"ranking": self.ranking.as_dict()}
+        return {
+            "students": {name: score.as_dict() for name, score in self.students.items()},
+            "baselines": {
+                name: {**score.as_dict(), **self.notes.get(name, {})}
+                for name, score in self.baselines.items()
+            },
+            **({"traffic": dict(self.traffic)} if self.traffic else {}),
+            **ranking,
+        }
+
+
+def score_all(
+    evaluator: Evaluator,
+    sets: Mapping[int, SyntheticSet],
+    train: ImageSet,
+    shards: Sequence[Tensor],
+    samples: Mapping[int, int],
+    teachers: Mapping[int, nn.Module | None],
+    answers: Sequence[Tensor],
+    refine: Refine,
+    report: Report = lambda done, total: None,
+    beside: Mapping[str, Score] | None = None,
+) -> Iterator[tuple[int, Scores]]:
+    """Score the set of each IPC, with the rows beside it that the config asks for.
+
+    What is the same for every set, such as the ensemble and the training on all data, is done
+    once.
+
+    Args:
+        evaluator: trains and tests.
+        sets: by IPC, with soft labels.
+        train: the training split.
+        shards: indices into it of each partition id.
+        samples: how many images each client has.
+        teachers: of the clients that took part, by partition id, each as one network; None: it
+            has stayed at home.
+        answers: of these teachers to the test split, for the baseline `ensemble`.
+        refine: labels a set with such views as a config says, as the distilled ones were labelled.
+        report: called with epochs done and epochs in all of one set.
+        beside: rows of every set that were had in another way, by name.
+    """
+    config = evaluator.config
+    first, *_ = config.student.networks
+    wanted: set[str] = {*config.baselines}
+    if config.student.ranking:
+        wanted |= {field.name for field in fields(Ranking)}
+    tasks = []
+    if config.coresets:
+        where = evaluator.device, evaluator.dtype
+        tasks = rivals.tasks(config, evaluator.spec, train, shards, teachers, *where)
+    once = dict(beside or {})
+    if "ensemble" in wanted:
+        once["ensemble"] = baselines.ensemble(answers, evaluator.split.labels)
+    if "weight_average" in wanted:
+        here = {client: net for client, net in teachers.items() if net is not None}
+        once["weight_average"] = evaluator.weight_average(samples, here)
+    for ipc, synthetic in sets.items():
+        rows: dict[tuple[str, str], Row] = {}
+        if "full_data" in wanted - once.keys():
+            rows["beside", "full_data"] = partial(evaluator.full_data, train, first)
+        for name, row in evaluator.students(synthetic).items():
+            rows["students", name] = row
+        for name, source in rivals.sources(config, synthetic, wanted, tasks, refine).items():
+            rows["beside", name] = partial(evaluator.student, source, first)
+        found = evaluator.score(rows, report)
+        students = {name: score for (kind, name), score in found.items() if kind == "students"}
+        others = {name: score for (kind, name), score in found.items() if kind == "beside"}
+        if "full_data" in others:
+            once["full_data"] = others["full_data"]
+        others |= once
+        chosen: dict[str, Score] = {n: others[n] for n in names(config) if n in others}
+        yield ipc, Scores(students, chosen, _ranking(config, students, others))
+
+
+def _ranking(
+    config: Config, students: Mapping[str, Score], others: Mapping[str, Score]
+) -> Ranking | None:
+    if not config.student.ranking or "random" not in others:
+        return None
+    distilled, *_ = students.values()
+    rows = {"distilled": distilled, **others}
+    return Ranking(**{field.name: rows[field.name] for field in fields(Ranking)})
