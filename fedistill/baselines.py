@@ -9,6 +9,8 @@ number without them says little.
     k_center     the same
     hard_label   the distilled images with their hard labels alone
     ensemble     the mean answer of all teachers: no set, N models
+    coverage_ensemble  the same, class by class weighted by who has seen how much of the class: as
+                 labels are with `relabel: {name: mean, teacher_choice: coverage}`
     weight_average  the average of the teachers' weights: one model, from N that share no start
     fedavg       the average of weights with a common start, after one round and after several:
                  see `strategies/fedavg.py`
@@ -23,6 +25,7 @@ from torch import Tensor
 
 from fedistill import registry, slots
 from fedistill.distillers.base import Distiller, Task
+from fedistill.relabel import class_weighted
 from fedistill.seeding import derive_seed
 from fedistill.sets import SyntheticSet
 from fedistill.shares import Share, integrate
@@ -101,6 +104,17 @@ def ensemble(answers: Sequence[Tensor], labels: Tensor) -> Score:
     """
     probabilities = torch.stack([logits.softmax(1) for logits in answers])
     return Score([top1(probabilities.mean(0), labels)], [])
+
+
+def coverage_ensemble(answers: Sequence[Tensor], weights: Tensor, labels: Tensor) -> Score:
+    """Accuracy of all teachers, each with its weight in every class, in percent.
+
+    Args:
+        answers: logits of each teacher for the test split, [T, num_classes].
+        weights: of each teacher in each class, as `relabel.class_weights` gives them.
+        labels: of the test split, int64 [T].
+    """
+    return Score([top1(class_weighted(answers, weights), labels)], [])
 
 
 def weight_average(

@@ -183,7 +183,7 @@ def losses(curves: Mapping[str, Sequence[tuple[int, float]]], x_label: str) -> "
             label=_plain(name),
         )
     values = [loss for curve in curves.values() for _, loss in curve]
-    if max(values) > 5 * min(values):
+    if max(values) > 5 * min(values) > 0:
         axes.set_yscale("log")
         _plain_numbers(axes.yaxis, values)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))

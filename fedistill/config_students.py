@@ -63,13 +63,14 @@ class StudentConfig:
 
 
 Baseline = Literal[
-    "random", "herding", "k_center", "hard_label", "ensemble", "weight_average", "fedavg",
-    "full_data",
+    "random", "herding", "k_center", "hard_label", "ensemble", "coverage_ensemble",
+    "weight_average", "fedavg", "full_data",
 ]  # fmt: skip
 CORESETS = ("random", "herding", "k_center")  # sets of real images, made by distillers so named
-NEED_TEACHERS = ("herding", "k_center", "ensemble", "weight_average")  # on the server
+ENSEMBLES = ("ensemble", "coverage_ensemble")  # no set, the teachers themselves
+NEED_TEACHERS = ("herding", "k_center", *ENSEMBLES, "weight_average")  # on the server
 NEED_TRAINING_IMAGES = (*CORESETS, "full_data")  # on the server
-TESTED_ON_SERVER = ("ensemble", "weight_average", "fedavg")  # for they are no students of a set
+TESTED_ON_SERVER = (*ENSEMBLES, "weight_average", "fedavg")  # for they are no students of a set
 
 
 @dataclass(frozen=True, kw_only=True)

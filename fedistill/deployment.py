@@ -24,6 +24,7 @@ import tomli_w
 
 from fedistill import config_file, results, tracking
 from fedistill.config import Config
+from fedistill.config_students import NEED_TRAINING_IMAGES, TESTED_ON_SERVER
 from fedistill.errors import ConfigError, OutputError, RunError, known_names
 from fedistill.flower_commands import FlowerCommands
 from fedistill.flower_output import Outcome
@@ -38,7 +39,6 @@ _LIVES = 3  # of a ServerApp in one call: what kills it may be no accident
 _SUPERLINK_AWAY_S = 300.0
 _QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
 # Rows that take real images of the clients on the server.
-_NEED_IMAGES = ("random", "herding", "k_center", "full_data")
 
 
 def runs_folder() -> Path:
@@ -108,12 +108,12 @@ def check(config: Config) -> None:
             "every device; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for the "
             "ServerApp instead"
         )
-    wanted = [name for name in config.baselines if name in _NEED_IMAGES]
+    wanted = [name for name in config.baselines if name in NEED_TRAINING_IMAGES]
     if wanted or config.student.ranking:
         what = f"baselines holds {', '.join(wanted)}" if wanted else "student.ranking is true"
         raise ConfigError(
             f"{what}, which takes real images of the clients to the server; on a deployment they "
-            "stay where they are; accepted: hard_label, ensemble, weight_average, fedavg"
+            f"stay where they are; accepted: hard_label, {', '.join(TESTED_ON_SERVER)}"
         )
 
 

@@ -14,6 +14,7 @@ import torch
 
 from fedistill import planning
 from fedistill.config import Config
+from fedistill.config_students import ENSEMBLES
 from fedistill.cores import set_threads, usable_cores
 from fedistill.distillers.base import Distiller, Task
 from fedistill.images import DataSpec, ImageSet
@@ -29,7 +30,7 @@ _REAL = 512  # images of a timed squeeze
 _IMAGES = 50  # synthetic ones of a timed recover
 _VIEWS = 5
 _STUDENT_EPOCHS = 3
-_WITHOUT_A_SET = {"ensemble", "weight_average", "fedavg", "full_data"}
+_WITHOUT_A_SET = {*ENSEMBLES, "weight_average", "fedavg", "full_data"}
 _FEDERATION_S = 5.0  # to describe, to test the teachers, to draw and to write
 
 

@@ -142,8 +142,9 @@ def value_curves(curves: Mapping[str, Curve], title: str, x_label: str, y_label:
 
 
 def loss_curves(curves: Mapping[str, Curve], title: str, x_label: str) -> "Figure":
-    """Draw loss curves, one line each, on a logarithmic axis."""
-    return _lines(curves, title, x_label, "loss", "log")
+    """Draw loss curves, one line each, on a logarithmic axis where no loss is below 0."""
+    below = any(loss < 0 for curve in curves.values() for _, loss in curve)  # as those of `apm`
+    return _lines(curves, title, x_label, "loss", "linear" if below else "log")
 
 
 def _lines(

@@ -99,9 +99,8 @@ def run(config: Config) -> dict[int, Outcome]:
         store=Store.from_environment(),
     )
     answers = evaluator.answers(list(teachers.values()))
-    samples = {client: len(index) for client, index in enumerate(parts.indices)}
     scores = scoring.score_all(
-        evaluator, sets, loaded.train, parts.indices, samples, teachers, answers, refine
+        evaluator, sets, loaded.train, parts.indices, histograms, teachers, answers, refine
     )
     return {ipc: Outcome(sets[ipc], found) for ipc, found in scores}
 

@@ -106,6 +106,22 @@ def class_weights(histograms: Histograms, teachers: Sequence[int]) -> Tensor:
     return (held / held.sum(0)).float()
 
 
+def class_weighted(answers: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """Return the sum of teachers' log-probabilities, class by class weighted.
+
+    Args:
+        answers: logits of each teacher, [M, num_classes].
+        weights: of each teacher in each class, [N, num_classes].
+
+    Returns:
+        Float32 [M, num_classes].
+    """
+    total = torch.zeros(answers[0].shape)
+    for weight, logits in zip(weights, answers, strict=True):
+        total += weight * logits.float().log_softmax(1)
+    return total
+
+
 def relabel(
     synthetic: SyntheticSet,
     teachers: Mapping[int, nn.Module],
@@ -196,17 +212,17 @@ def _mean(
 ) -> Tensor:
     everything = torch.ones(sheet.views, len(synthetic), dtype=torch.bool)
     answers = ask(sheet, dict.fromkeys(teachers, everything))
-    total = torch.zeros(everything.numel(), synthetic.spec.num_classes)
+    answered = sorted(answers)
+    said = [answers[client] for client in answered]
     if config.teacher_choice == "coverage":
         assert histograms is not None
-        weights = class_weights(histograms, sorted(answers))
-        for weight, (_, logits) in zip(weights, sorted(answers.items()), strict=True):
-            total += weight * logits.float().log_softmax(1)
+        total = class_weighted(said, class_weights(histograms, answered))
         total -= total.mean(1, keepdim=True)  # around 0, as logits are: students may copy them
     else:
-        for _, logits in sorted(answers.items()):
+        total = torch.zeros(everything.numel(), synthetic.spec.num_classes)
+        for logits in said:
             total += logits.float()
-        total /= len(answers)
+        total /= len(said)
     return total.half().view(*everything.shape, -1)
 
 

@@ -9,6 +9,7 @@ _TITLES = {
     "k_center": "real images by k-center, same labels",
     "hard_label": "same images, hard labels",
     "ensemble": "teacher ensemble (no set)",
+    "coverage_ensemble": "teacher ensemble by class coverage (no set)",
     "weight_average": "average of the teachers' weights",
     "full_data": "all real data",
 }

@@ -12,6 +12,7 @@ from fedistill.config import Config
 from fedistill.evaluation import Evaluator, Report, Row
 from fedistill.images import ImageSet
 from fedistill.ranking import Ranking
+from fedistill.relabel import Histograms, class_weights
 from fedistill.rivals import Refine
 from fedistill.rows import names
 from fedistill.sets import SyntheticSet
@@ -55,7 +56,7 @@ def score_all(
     sets: Mapping[int, SyntheticSet],
     train: ImageSet,
     shards: Sequence[Tensor],
-    samples: Mapping[int, int],
+    histograms: Histograms,
     teachers: Mapping[int, nn.Module | None],
     answers: Sequence[Tensor],
     refine: Refine,
@@ -72,10 +73,10 @@ def score_all(
         sets: by IPC, with soft labels.
         train: the training split.
         shards: indices into it of each partition id.
-        samples: how many images each client has.
+        histograms: how many images of each class every client has.
         teachers: of the clients that took part, by partition id, each as one network; None: it
             has stayed at home.
-        answers: of these teachers to the test split, for the baseline `ensemble`.
+        answers: of these teachers to the test split, for the ensembles.
         refine: labels a set with such views as a config says, as the distilled ones were labelled.
         report: called with epochs done and epochs in all of one set.
         beside: rows of every set that were had in another way, by name.
@@ -92,8 +93,13 @@ def score_all(
     once = dict(beside or {})
     if "ensemble" in wanted:
         once["ensemble"] = baselines.ensemble(answers, evaluator.split.labels)
+    if "coverage_ensemble" in wanted:
+        weights = class_weights(histograms, [*teachers])
+        labels = evaluator.split.labels
+        once["coverage_ensemble"] = baselines.coverage_ensemble(answers, weights, labels)
     if "weight_average" in wanted:
         here = {client: net for client, net in teachers.items() if net is not None}
+        samples = {client: sum(held) for client, held in histograms.items()}
         once["weight_average"] = evaluator.weight_average(samples, here)
     for ipc, synthetic in sets.items():
         rows: dict[tuple[str, str], Row] = {}

@@ -154,7 +154,7 @@ class Experiment:
             strategy.sets,
             self.data.train,
             self._shards,
-            {client: sum(held) for client, held in strategy.histograms.items()},
+            strategy.histograms,
             {client: strategy.teachers.get(client) for client in sorted(strategy.shares)},
             answers,
             strategy.refine,

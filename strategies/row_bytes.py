@@ -8,7 +8,7 @@ itself really sent stays in result.json's `bytes`, where no rival enters.
     hard_label          the same without teachers
     random, herding,    for each client a share of as many real images, and its teachers, which
     k_center            label them
-    ensemble,           for each client its teachers: a share without images
+    both ensembles,     for each client its teachers: a share without images
     weight_average
     full_data           for each client one message with all its images as uint8 and its labels, as
                         small integers
@@ -29,14 +29,14 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from torch import Tensor
 
 from fedistill import wire, wire_labels
+from fedistill.config_students import CORESETS, ENSEMBLES
 from fedistill.images import ImageSet
 from fedistill.shares import Share
 from strategies.base import FedDistill
 
 Bytes = dict[str, int]  # up and down
 
-_TEACHERS_ALONE = ("ensemble", "weight_average")
-_REAL_IMAGES = ("random", "herding", "k_center")
+_TEACHERS_ALONE = (*ENSEMBLES, "weight_average")
 
 
 def of_set(strategy: FedDistill, ipc: int) -> Bytes:
@@ -60,7 +60,7 @@ def of_row(
     if name == "hard_label":
         shares = {n: replace(it, teachers=()) for n, it in strategy.shares.items()}
         return _shares(strategy, _images(strategy, ipc, shares))
-    if name in _REAL_IMAGES:
+    if name in CORESETS:
         return _with_labels(strategy, ipc, _shares(strategy, _images(strategy, ipc, plain)))
     if name in _TEACHERS_ALONE:
         none = {n: replace(it, images=it.images[:0]) for n, it in plain.items()}

@@ -1,5 +1,6 @@
 """Loss curves of a run, drawn from its journal."""
 
+import math
 from collections.abc import Mapping
 
 from fedistill import charts
@@ -26,12 +27,13 @@ def losses(run: Run) -> list[Block]:
 
 
 def _loss_chart(curves: Mapping[str, Curve], x_label: str, title: str) -> Chart | None:
-    """Draw curves; None if there is nothing that a logarithmic axis can show."""
-    positive = {
-        name: [(step, loss) for step, loss in curve if 0 < loss < float("inf")]
+    """Draw curves, on a logarithmic axis where no loss is below 0; None if nothing can be shown."""
+    below = any(loss < 0 for curve in curves.values() for _, loss in curve)  # as those of `apm`
+    can_be_shown = {
+        name: [(step, loss) for step, loss in curve if math.isfinite(loss) and (below or loss > 0)]
         for name, curve in curves.items()
     }
-    shown = {name: curve for name, curve in positive.items() if curve}
+    shown = {name: curve for name, curve in can_be_shown.items() if curve}
     if not shown:
         return None
     return Chart(charts.inline_svg(charts.losses(shown, x_label), f"loss-{title}"), title)

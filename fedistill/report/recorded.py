@@ -24,6 +24,7 @@ SHORT_NAMES: Mapping[str, str] = {  # for charts on a phone
     "k_center": "real images, k-center",
     "hard_label": "hard labels",
     "ensemble": "teachers' ensemble",
+    "coverage_ensemble": "ensemble by coverage",
     "full_data": "all real data",
 }
 

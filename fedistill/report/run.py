@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from fedistill import __version__, charts, results
 from fedistill.comparison import Point
+from fedistill.config_students import ENSEMBLES
 from fedistill.journal import JOURNAL
 from fedistill.report.costs import clients, costs
 from fedistill.report.curves import losses
@@ -130,7 +131,7 @@ def _scores(run: Run) -> list[Block]:
             bars.append((f"distilled, {model}", point(scores), True))
         first = next(iter(found["students"]))
         for name, scores in found["baselines"].items():
-            network = "teachers" if name == "ensemble" else first
+            network = "teachers" if name in ENSEMBLES else first
             rows.append([ipc, SHORT_NAMES.get(name, name), *_numbers(scores), network])
             bars.append((SHORT_NAMES.get(name, name), point(scores), False))
         teachers = run.result["teachers"]["top1_mean"]
@@ -142,7 +143,7 @@ def _scores(run: Run) -> list[Block]:
     caption = (
         f"Top-1 accuracy in percent on {tested_on(split)}, last epoch; n students "
         "with fresh seeds. Real images are as many as the set has, labelled in the same way; hard "
-        "labels: the same images without soft ones; the ensemble is all teachers together, without "
+        "labels: the same images without soft ones; an ensemble is all teachers together, without "
         "a set."
     )
     table = Table(head, rows, frozenset(strong), names=2, caption=caption)

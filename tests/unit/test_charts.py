@@ -3,7 +3,9 @@
 import re
 from itertools import pairwise
 
-from fedistill import charts
+import pytest
+
+from fedistill import charts, figures
 from fedistill.charts import Cost, Panel
 from fedistill.comparison import Point
 
@@ -85,6 +87,22 @@ def test_accuracy_per_megabyte_names_points_and_writes_plain_numbers():
     drawn = texts(charts.svg(charts.accuracy_per_megabyte([Cost("set", many)]), "a"))
     assert {"N1", "N30"} <= set(drawn)
     assert "N15" not in drawn
+
+
+@pytest.mark.parametrize(
+    ("values", "scale"),
+    [
+        ([9.0, 1.0], "log"),
+        ([2.0, 1.0], "linear"),
+        ([1.0, -9.0], "linear"),
+        ([-1.0, -9.0], "linear"),
+    ],
+)
+def test_losses_below_zero_are_drawn_on_a_plain_axis(values: list[float], scale: str):
+    curves = {"a": list(enumerate(values))}
+    assert charts.losses(curves, "epoch").axes[0].get_yscale() == scale
+    drawn = figures.loss_curves(curves, "title", "epoch")
+    assert drawn.axes[0].get_yscale() == ("linear" if min(values) < 0 else "log")
 
 
 def test_many_loss_curves_have_no_key():

@@ -25,13 +25,15 @@ from fedistill.sets import SyntheticSet
 from fedistill.store import Store
 from fedistill.student import Score
 from fedistill.teacher import Committee
-from fedistill.training import accuracy, load_weights
+from fedistill.training import accuracy, load_weights, top1
 
 SPEC = tiny_spec()
 TRAIN = tiny_images(8)  # 24 images, class by class in turn
 TEST = tiny_images(5, seed=9)
 SHARDS = [torch.arange(0, 9), torch.arange(9, 24)]  # 3 and 5 images of every class
-SAMPLES = {client: len(index) for client, index in enumerate(SHARDS)}
+HELD = {
+    client: TRAIN.select(index).histogram(SPEC.num_classes) for client, index in enumerate(SHARDS)
+}
 TEACHERS = {client: tiny_teacher(client) for client in range(2)}
 MODEL = CONVNET
 
@@ -53,7 +55,7 @@ def scored(settings: Config, *sizes: int) -> dict[int, Scores]:
     sets = {ipc: refined(tiny_set(ipc), settings.relabel) for ipc in sizes or (2,)}
     judge = evaluator(settings)
     answers = judge.answers(list(TEACHERS.values()))
-    return dict(scoring.score_all(judge, sets, TRAIN, SHARDS, SAMPLES, TEACHERS, answers, refined))
+    return dict(scoring.score_all(judge, sets, TRAIN, SHARDS, HELD, TEACHERS, answers, refined))
 
 
 @dataclass
@@ -275,9 +277,7 @@ def test_students_come_from_the_store_with_the_same_scores(
 
     def scores() -> Scores:
         judge = replace(evaluator(settings), store=Store(tmp_path))
-        found = scoring.score_all(
-            judge, {2: synthetic}, TRAIN, SHARDS, SAMPLES, TEACHERS, [], refined
-        )
+        found = scoring.score_all(judge, {2: synthetic}, TRAIN, SHARDS, HELD, TEACHERS, [], refined)
         return dict(found)[2]
 
     first = scores()
@@ -343,6 +343,19 @@ def test_the_average_of_the_teachers_is_tested_once(seen: Seen):
     assert one.baselines["weight_average"].top1 == [expected]
 
 
+def test_an_ensemble_by_coverage_hears_of_each_class_who_has_seen_it(seen: Seen):
+    held = {0: [9, 0, 3], 1: [0, 12, 3]}
+    settings = config("coverage_ensemble")
+    judge = evaluator(settings)
+    answers = judge.answers(list(TEACHERS.values()))
+    sets = {2: refined(tiny_set(2), settings.relabel)}
+    found = scoring.score_all(judge, sets, TRAIN, SHARDS, held, TEACHERS, answers, refined)
+    one, two = (logits.log_softmax(1) for logits in answers)
+    third = (one[:, 2] + two[:, 2]) / 2
+    expected = top1(torch.stack([one[:, 0], two[:, 1], third], 1), TEST.labels)
+    assert dict(found)[2].baselines["coverage_ensemble"].top1 == [expected]
+
+
 def test_several_teachers_of_a_client_all_enter_the_average(
     monkeypatch: pytest.MonkeyPatch, seen: Seen
 ):
@@ -358,7 +371,7 @@ def test_rows_had_elsewhere_stand_where_the_config_names_them():
     given = {"fedavg_1": Score([10.0], []), "fedavg_5": Score([50.0], [])}
     answers = judge.answers(list(TEACHERS.values()))
     found = scoring.score_all(
-        judge, {2: synthetic}, TRAIN, SHARDS, SAMPLES, TEACHERS, answers, refined, beside=given
+        judge, {2: synthetic}, TRAIN, SHARDS, HELD, TEACHERS, answers, refined, beside=given
     )
     rows = dict(found)[2].baselines
     assert list(rows) == ["hard_label", "fedavg_1", "fedavg_5", "ensemble"]
