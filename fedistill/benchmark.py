@@ -1,13 +1,15 @@
 """How fast every stage is here, and how much of what the machine can do it uses.
 
 Each stage runs its own code on random images of MNIST's shape with the quickstart's ConvNet; every
-distiller is a stage, with its default options and few iterations. Floating-point operations of
-convolutions and matrix products are counted with torch's formulas; the peak is the best matrix
-product measured in the same precision with the same number of threads, in the same process.
+distiller is a stage, with its default options and few iterations, timed from the end of the first
+to the end of the last: what a method does once, such as a pass over the shard, is no part of it.
+Floating-point operations of convolutions and matrix products are counted with torch's formulas; the
+peak is the best matrix product measured in the same precision with the same number of threads, in
+the same process.
 
 What an image costs is counted, not timed: the passes of images through the teacher's first
-convolution, without and with a gradient, and all operations. They are counted for one iteration
-and for two, and continued in a straight line to the method's own number.
+convolution, without and with a gradient, and all operations. They are counted for three iterations,
+and continued in a straight line to the method's own number.
 """
 
 import statistics
@@ -42,6 +44,7 @@ _VIEWS = 10
 _LIMIT_S = 2.0  # a stage is not repeated for longer than this
 _RUN_S = 0.3  # as many iterations of a distiller as fit, at most _STEPS
 _STEPS = 20
+_TRIAL = 3  # iterations that tell how long one takes
 _SPEC = DataSpec(
     name="benchmark",
     class_names=tuple("0123456789"),
@@ -54,6 +57,9 @@ _SPEC = DataSpec(
 _MODEL = ModelConfig(name="convnet", width=32)
 
 
+Lap = Callable[[], None]  # tells that what is measured begins, goes on or ends
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Stage:
     """One thing to measure.
@@ -61,15 +67,15 @@ class _Stage:
     Attributes:
         name: for the table.
         unit: of the work.
-        count: units in one call.
-        work: the call.
+        count: units between the first and the last lap of one call.
+        work: the call; it tells its laps.
         cost: of an image, where the stage makes images.
     """
 
     name: str
     unit: str
     count: int
-    work: Callable[[], object]
+    work: Callable[[Lap], object]
     cost: dict[str, float] | None = None
 
 
@@ -86,10 +92,9 @@ def measure() -> dict[str, Any]:
     peaks = {kind: _peak(device, kind) for kind in {dtype, torch.float32}}
     stages = {}
     for stage in _stages(device, dtype):
-        with _Operations() as operations:
-            stage.work()
+        # Counted first: that warms up what is timed then.
+        gflop = {kind: count / 1e9 for kind, count in _operations(stage.work).items()}
         seconds = _median_seconds(stage.work, device)
-        gflop = {kind: count / 1e9 for kind, count in operations.by_dtype.items()}
         for kind in gflop.keys() - peaks.keys():
             peaks[kind] = _peak(device, kind)
         stages[stage.name] = {
@@ -133,7 +138,7 @@ def _stages(device: torch.device, dtype: torch.dtype) -> Iterator[_Stage]:
         name="squeeze",
         unit="real images",
         count=1000,
-        work=lambda: squeeze(real, _SPEC, _MODEL, TeacherConfig(epochs=1), **where),
+        work=_whole(lambda: squeeze(real, _SPEC, _MODEL, TeacherConfig(epochs=1), **where)),
     )
     task = Task(
         counts=[2] * 10,
@@ -150,32 +155,37 @@ def _stages(device: torch.device, dtype: torch.dtype) -> Iterator[_Stage]:
         name="relabel",
         unit="views",
         count=100 * _VIEWS,
-        work=lambda: relabel(synthetic, {0: teacher}, views, **where),
+        work=_whole(lambda: relabel(synthetic, {0: teacher}, views, **where)),
     )
     labelled = relabel(synthetic, {0: teacher}, views, **where)
     yield _Stage(
         name="student",
         unit="views",
         count=1000,
-        work=lambda: train(
-            labelled, _MODEL, student, view_options(views, _SPEC), number=0, **where
+        work=_whole(
+            lambda: train(labelled, _MODEL, student, view_options(views, _SPEC), number=0, **where)
         ),
     )
 
 
 def _distiller_stage(name: str, part: Distiller, task: Task) -> _Stage:
-    unit, count, cost = "images", sum(task.counts), _cost(part, task)
-    if _iterations(part):
-        started = time.perf_counter()
-        _short(part, 1).distill(task)
-        steps = max(1, min(_STEPS, int(_RUN_S / (time.perf_counter() - started))))
-        unit, count, part = "images x steps", count * steps, _short(part, steps)
+    images, iterations = sum(task.counts), _iterations(part)
+    if not iterations:
+        work = _whole(partial(part.distill, task))
+        cost = {key: value / images for key, value in _count(work, task).total.items()}
+        return _Stage(name=f"recover/{name}", unit="images", count=images, work=work, cost=cost)
+    trial = _count(_stepping(_short(part, _TRIAL), task), task)
+    steps = max(1, min(_STEPS, int(_RUN_S / trial.seconds_per_lap)))
     return _Stage(
         name=f"recover/{name}",
-        unit=unit,
-        count=count,
-        work=partial(part.distill, task),
-        cost=cost,
+        unit="images x steps",
+        count=images * steps,
+        work=_stepping(_short(part, steps + 1), task),
+        # Of all iterations: those of the trial, and the others like its last ones.
+        cost={
+            key: (value + trial.per_lap[key] * (iterations - _TRIAL)) / images
+            for key, value in trial.total.items()
+        },
     )
 
 
@@ -190,22 +200,50 @@ def _short(part: Distiller, iterations: int) -> Distiller:
     return replace(part, iterations=iterations)  # type: ignore[type-var]
 
 
-def _cost(part: Distiller, task: Task) -> dict[str, float]:
-    """Count what an image costs with the method's own number of iterations.
+def _whole(work: Callable[[], object]) -> Callable[[Lap], object]:
+    """Measure all of a call."""
 
-    Returns:
-        For each image, `forward` passes, `forward_backward` passes and `gflop` in all.
+    def measured(lap: Lap) -> None:
+        lap()
+        work()
+        lap()
+
+    return measured
+
+
+def _stepping(part: Distiller, task: Task) -> Callable[[Lap], object]:
+    """Measure a method from the end of its first iteration."""
+    return lambda lap: part.distill(replace(task, report=lambda done, total, loss: lap()))
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """What a call took: `forward` and `forward_backward` passes and `gflop`; and how long.
+
+    Attributes:
+        total: from its beginning to its end.
+        per_lap: between two laps.
+        seconds_per_lap: the same.
     """
-    wanted = _iterations(part)
-    found: list[dict[str, float]] = []
-    for steps in (1, 2):
-        with _passes(task.teachers[0]) as passes, _Operations() as operations:
-            (_short(part, steps) if wanted else part).distill(task)
-        found.append({**passes, "gflop": operations.by_dtype.total() / 1e9})
-    one, two = found
-    further = wanted - 1 if wanted else 0
-    images = sum(task.counts)
-    return {key: (one[key] + (two[key] - one[key]) * further) / images for key in one}
+
+    total: dict[str, float]
+    per_lap: dict[str, float]
+    seconds_per_lap: float
+
+
+def _count(work: Callable[[Lap], object], task: Task) -> _Counted:
+    """Count what a call takes, and how much of it from one lap to the next."""
+    laps: list[tuple[float, dict[str, float]]] = []
+    with _passes(task.teachers[0]) as passes, _Operations() as operations:
+
+        def now() -> dict[str, float]:
+            return {**passes, "gflop": operations.by_dtype.total() / 1e9}
+
+        work(lambda: laps.append((time.perf_counter(), now())))
+        total = now()
+    (begin, first), (end, last), further = laps[0], laps[-1], len(laps) - 1
+    per_lap = {key: (last[key] - first[key]) / further for key in total}
+    return _Counted(total, per_lap, (end - begin) / further)
 
 
 @contextmanager
@@ -246,23 +284,37 @@ class _Operations(TorchDispatchMode):
         return out
 
 
+def _operations(work: Callable[[Lap], object]) -> dict[torch.dtype, float]:
+    """Count the operations between the first and the last lap."""
+    laps: list[Counter[torch.dtype]] = []
+    with _Operations() as operations:
+        work(lambda: laps.append(operations.by_dtype.copy()))
+    return {kind: count - laps[0][kind] for kind, count in laps[-1].items()}
+
+
 def _peak(device: torch.device, dtype: torch.dtype) -> float:
     """Return the GFLOP/s of the best of a few square matrix products."""
     best = 0.0
     for size in (512, 1024, 2048):
         a = torch.randn(size, size, device=device).to(dtype)
-        seconds = _median_seconds(partial(torch.matmul, a, a), device)
+        product = partial(torch.matmul, a, a)
+        product()  # a warm-up
+        seconds = _median_seconds(_whole(product), device)
         best = max(best, 2 * size**3 / seconds / 1e9)
     return best
 
 
-def _median_seconds(work: Callable[[], object], device: torch.device) -> float:
-    work()
-    found: list[float] = []
-    while not found or (len(found) < _REPEATS and sum(found) < _LIMIT_S):
-        started = time.perf_counter()
-        work()
+def _median_seconds(work: Callable[[Lap], object], device: torch.device) -> float:
+    def lap() -> None:
         if device.type == "cuda":
             torch.cuda.synchronize()
-        found.append(time.perf_counter() - started)
+        times.append(time.perf_counter())
+
+    times: list[float] = []
+    found: list[float] = []
+    limit = time.perf_counter() + _LIMIT_S
+    while not found or (len(found) < _REPEATS and time.perf_counter() < limit):
+        times.clear()
+        work(lap)
+        found.append(times[-1] - times[0])
     return statistics.median(found)

@@ -38,7 +38,6 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _LIVES = 3  # of a ServerApp in one call: what kills it may be no accident
 _SUPERLINK_AWAY_S = 300.0
 _QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
-# Rows that take real images of the clients on the server.
 
 
 def runs_folder() -> Path:

@@ -1,6 +1,7 @@
 """The benchmark measures every part that there is, and counts what an image costs."""
 
-from dataclasses import replace
+import time
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from fakes import CONVNET, CPU, tiny_images, tiny_spec, tiny_teacher
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedistill import benchmark, registry, tables
-from fedistill.distillers.base import Task
+from fedistill.distillers.base import Distilled, Distiller, Task
 from fedistill.distillers.lic import LIC
 from fedistill.distillers.sre2l import SRe2L
 
@@ -29,6 +30,7 @@ def test_every_distiller_is_measured(small: None, capsys: pytest.CaptureFixture[
     assert measured["stages"].keys() == recover | {"squeeze", "relabel", "student"}
     for name, stage in measured["stages"].items():
         assert stage["per_second"] > 0
+        assert (stage["gflops"] > 0) == (name != "recover/random"), name
         assert stage["share_of_peak"] == pytest.approx(stage["gflops"] / 1000)
         assert (stage["cost"] is not None) == (name in recover)
     tables.print_bench(measured)
@@ -50,8 +52,35 @@ def task() -> Task:
     )
 
 
+def cost(part: Distiller) -> dict[str, float]:
+    stage = benchmark._distiller_stage("method", part, task())
+    assert stage.cost is not None
+    return stage.cost
+
+
+@dataclass(frozen=True)
+class SlowToBegin(SRe2L):
+    """A method whose steps take nothing, beside what it does once."""
+
+    def distill(self, task: Task) -> Distilled:
+        weights = torch.ones(8, 8)
+        _ = weights @ weights
+        time.sleep(0.2)
+        for step in range(self.iterations):
+            _ = weights @ weights
+            task.report(step + 1, self.iterations, None)
+        return Distilled(torch.empty(0), [])
+
+
+def test_what_a_method_does_once_is_no_part_of_its_steps():
+    stage = benchmark._distiller_stage("slow", SlowToBegin(), task())
+    assert stage.count == 6 * 20
+    assert benchmark._operations(stage.work) == {torch.float32: 20 * 2 * 8**3}
+    assert benchmark._median_seconds(stage.work, CPU) < 0.1
+
+
 def test_the_cost_is_that_of_the_whole_method():
-    short, long = (benchmark._cost(SRe2L(iterations=n), task()) for n in (100, 400))
+    short, long = (cost(SRe2L(iterations=n)) for n in (100, 400))
     assert (long["forward"], long["forward_backward"]) == (0, 400)
     assert long["gflop"] == pytest.approx(4 * short["gflop"])
 
@@ -65,10 +94,10 @@ def test_operations_are_those_that_torch_counts():
 
 
 def test_lic_costs_800_passes_of_each_kind_beside_the_choice():
-    cost = benchmark._cost(LIC(), task())
+    found = cost(LIC())
     chosen_from = 60 / 6  # all of the shard, once
-    assert cost["forward_backward"] == 800
-    assert cost["forward"] == pytest.approx(800 + chosen_from, abs=0.5)  # a look at the layers
+    assert found["forward_backward"] == 800
+    assert found["forward"] == pytest.approx(800 + chosen_from, abs=0.5)  # a look at the layers
 
 
 def test_operations_are_counted_by_precision():
@@ -81,5 +110,5 @@ def test_operations_are_counted_by_precision():
 
 def test_counting_leaves_no_hook_behind():
     given = task()
-    benchmark._cost(LIC(), given)
+    benchmark._distiller_stage("lic", LIC(), given)
     assert not any(layer._forward_hooks for layer in given.teachers[0].modules())
