@@ -11,7 +11,9 @@ from fedistill import mosaic
 from fedistill.condenser import Images
 from fedistill.distillers.base import Trace
 from fedistill.losses.bottleneck import Mixture, MixtureOptions
+from fedistill.losses.likeness import Likeness
 from fedistill.matching_options import MatchingOptions
+from fedistill.models.features import penultimate
 from fedistill.reference import RealBatches, Reference
 from fedistill.rules import Rule, at_least, below_one
 
@@ -77,21 +79,25 @@ class MixtureGuide:
         rows = torch.tensor(self._labels, dtype=torch.int64)
         self._rows = rows.repeat_interleave(options.samples).to(reference.device)
         self._stream = reference.stream("guidance")
-        self._mixture = Mixture(
-            options, reference.spec.num_classes, reference.stream("critics"), reference.device
-        )
+        self._rewards: Mixture | Likeness
+        if options.estimator == "features":
+            self._rewards = Likeness(options)
+        else:
+            self._rewards = Mixture(
+                options, reference.spec.num_classes, reference.stream("critics"), reference.device
+            )
         self._mean_losses: Tensor | None = None
         self._step = 0
         self._trace = Trace(matching.iterations)
 
     @property
     def curves(self) -> dict[str, list[tuple[int, float]]]:
-        """Every estimate over the steps, in nats: `information/real-10`, say."""
+        """What was estimated over the steps: `information/real-10` in nats, or `likeness/1-10`."""
         return self._trace.curves
 
     def restart(self) -> None:
         """Forget the averages: they are of another network."""
-        self._mixture.forget()
+        self._rewards.forget()
         self._mean_losses = None
 
     def add(self, network: nn.Module, batches: RealBatches, losses: Tensor) -> None:
@@ -116,7 +122,7 @@ class MixtureGuide:
             with torch.no_grad():
                 outputs[own.ipc] = self._through(network, views[own.ipc])
             outputs[own.ipc].requires_grad_(moved)
-        rewards = self._mixture(answers, outputs, self._rows, len(self._labels))
+        rewards = self._rewards(answers, outputs, self._rows, len(self._labels))
         for own in self._sets:
             if own.ipc in rewards:
                 (by_output,) = torch.autograd.grad(rewards[own.ipc], outputs[own.ipc])
@@ -124,9 +130,8 @@ class MixtureGuide:
                 (slope,) = torch.autograd.grad(views[own.ipc], leaves[own.ipc], by_view)
                 unit = self._mean_losses[self._moved[own.ipc]]
                 own.add_gradient(-options.weight * unit * own.per_image * slope)
-        self._trace.note(
-            step, {f"information/{name}": it for name, it in self._mixture.estimates.items()}
-        )
+        found = self._rewards.estimates.items()
+        self._trace.note(step, {f"{self._rewards.kind}/{name}": it for name, it in found})
 
     def _views(self, own: Images, pixels: Tensor) -> Tensor:
         """Return `samples` random views of each class, drawn with replacement."""
@@ -139,16 +144,23 @@ class MixtureGuide:
         return mosaic.expand_some(pixels, tiles, torch.cat(chosen))
 
     def _through(self, network: nn.Module, views: Tensor) -> Tensor:
-        """Return logits, a chunk at a time."""
-        return torch.cat([network(part) for part in views.split(self._matching.chunk)])
+        """Return what sets are compared by, a chunk at a time."""
+        return torch.cat([self._read(network, it) for it in views.split(self._matching.chunk)])
+
+    def _read(self, network: nn.Module, views: Tensor) -> Tensor:
+        """Return the network's logits for some views, or its features."""
+        if self._options.estimator == "features":
+            return penultimate(network, views)
+        logits: Tensor = network(views)
+        return logits
 
     def _back(self, network: nn.Module, views: Tensor, slopes: Tensor) -> Tensor:
-        """Return the gradient of the views by that of their logits, a chunk at a time."""
+        """Return the gradient of the views by that of what was read of them, chunk by chunk."""
         chunk = self._matching.chunk
         found = []
         for part, slope in zip(views.split(chunk), slopes.split(chunk), strict=True):
             part.requires_grad_()
-            found.append(torch.autograd.grad(network(part), part, slope)[0])
+            found.append(torch.autograd.grad(self._read(network, part), part, slope)[0])
         return torch.cat(found)
 
 

@@ -61,7 +61,7 @@ class Pictures:
 
         Args:
             stage: recover or cotrain.
-            curves: named matching/... and information/...
+            curves: named matching/..., and information/... or likeness/...
             who: has trained them.
         """
         matching = partial(figures.loss_curves, title=f"{who}: loss of each set's matching")
@@ -70,7 +70,16 @@ class Pictures:
             title=f"{who}: mutual information between outputs",
             y_label="nats",
         )
-        for kind, drawn in (("matching", matching), ("information", information)):
+        likeness = partial(
+            figures.value_curves,
+            title=f"{who}: squared distance between mean features",
+            y_label="share of their length",
+        )
+        for kind, drawn in (
+            ("matching", matching),
+            ("information", information),
+            ("likeness", likeness),
+        ):
             own = {
                 name.removeprefix(f"{kind}/"): curve
                 for name, curve in curves.items()

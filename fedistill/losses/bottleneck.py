@@ -38,7 +38,7 @@ from torch import Tensor, nn
 
 from fedistill.rules import Rule, above_zero, at_least, check, share
 
-Estimator = Literal["mine", "infonce"]
+Estimator = Literal["mine", "infonce", "features"]
 Guidance = Literal["one_way", "two_way"]
 
 _HIDDEN = 64  # the paper: one hidden layer, of a width it does not tell
@@ -88,7 +88,8 @@ class MixtureOptions:
         alpha: of the information between sizes (the paper: 1).
         beta: of the information about the class (the paper: 0.1).
         hinge: share of the most there can be up to which that is free.
-        estimator: `mine` or `infonce`.
+        estimator: `mine` or `infonce`; `features` takes no information, but the distance of mean
+            features (`losses/likeness.py`), and neither beta nor what real images say.
         guidance: `one_way` lets a set learn from larger ones alone, `two_way` from all others.
         temperature: of `infonce`.
         clip: largest score of `mine`.
@@ -193,6 +194,8 @@ class Mixture:
         stream: decides everything that is random.
         device: where to work.
     """
+
+    kind = "information"
 
     def __init__(
         self,

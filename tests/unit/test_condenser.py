@@ -264,6 +264,15 @@ def test_guidance_moves_small_sets_and_says_what_it_estimated(estimator: Any):
         assert all(torch.tensor(value).isfinite() for _, value in curve)
 
 
+def test_larger_sets_may_guide_by_their_features_alone():
+    plain = of(MIBDC(**QUICK, weight=0.0), 1, 2, 4)
+    guided = of(MIBDC(**QUICK, weight=10.0, warmup=0.0, estimator="features"), 1, 2, 4)
+    moved = [not torch.equal(a.images, b.images) for a, b in zip(plain, guided, strict=True)]
+    assert moved == [True, True, False]
+    drawn = {name for name in guided[0].curves if not name.startswith("matching")}
+    assert drawn == {"likeness/1-2", "likeness/1-4", "likeness/2-4"}
+
+
 def test_guidance_begins_after_its_warmup():
     (found, _) = of(MIBDC(**{**QUICK, "iterations": 10}, warmup=0.5), 1, 2)
     assert [step for step, _ in found.curves["information/1-2"]] == [5, 6, 7, 8, 9]
@@ -311,7 +320,7 @@ def test_guidance_raises_the_reward():
             with torch.no_grad():
                 assert images.pixels.grad is not None
                 images.pixels -= images.pixels.grad / images.pixels.grad.norm()
-        rewards.append(sum(value.item() for value in guide._mixture.estimates.values()))
+        rewards.append(sum(value.item() for value in guide._rewards.estimates.values()))
     assert sum(rewards[-5:]) > sum(rewards[:5]) + 1
 
 
