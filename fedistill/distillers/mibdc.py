@@ -15,9 +15,9 @@ Choices where the paper is silent or contradicts itself:
 - `guidance: one_way` lets sets learn from larger ones alone;
 - rows are paired class by class: `samples` views of each class and set, drawn with replacement.
 
-Forms beside the paper's, to see what of it helps: `guidance: two_way`, `estimator: infonce` (a contrast
-in place of MINE), `estimator: features` (`losses/likeness.py`: no information at all, sets follow the
-mean features of larger ones).
+Forms beside the paper's, to see what of it helps: `guidance: two_way`; `estimator: infonce`, a
+contrast in place of MINE; `estimator: features`, no information at all: sets follow the mean
+features of larger ones (`losses/likeness.py`).
 
 A client that holds one class of a small set has nothing to tell apart: that set is matched alone.
 
