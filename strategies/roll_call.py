@@ -280,5 +280,6 @@ def _wait(grid: Grid, config: Config, least: int, report: Report) -> list[int]:
                 "longer"
             )
         time.sleep(_NODE_POLL_S)
-    report("wait", wanted, wanted, f"{len(found)} of {wanted} nodes are there")
+    there = min(len(found), wanted)  # the simulation of a sweep has as many as its largest run
+    report("wait", wanted, wanted, f"{there} of {wanted} nodes are there")
     return found

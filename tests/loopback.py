@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from fedistill import processes
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
+LIVELY = ROOT / "tests" / "lively_supernode.py"
+GIVEN_UP_S = 22.0  # after its last sign of life, with this
 START_S = 180.0
 NAME = "loopback"  # of the SuperLink, in the operator's config.toml
 
@@ -85,6 +88,8 @@ class Loopback:
     def start(self, name: str, *command: str, **environment: str) -> subprocess.Popen[bytes]:
         """Start a process; its output goes to a file of its name."""
         program, *arguments = command
+        if program == "flower-supernode":
+            program, arguments = sys.executable, [str(LIVELY), *arguments]
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 [str(BIN / program), *arguments],
@@ -169,7 +174,8 @@ class Loopback:
         home.mkdir(exist_ok=True)
         entry = {"address": self.address, "root-certificates": str(self.keys / "ca.crt")}
         tree = {"superlink": {"default": NAME, NAME: entry}}
-        (home / "config.toml").write_text(tomli_w.dumps(tree))
+        if not (home / "config.toml").exists():  # commands that run now read it
+            (home / "config.toml").write_text(tomli_w.dumps(tree))
         return environment
 
     def flwr(self, *arguments: str) -> str:
@@ -183,12 +189,15 @@ class Loopback:
             check=False,
         ).stdout
 
-    def register(self, name: str) -> None:
-        answer = self.flwr(
-            "supernode", "register", str(self.keys / "devices" / f"{name}.pub"), NAME, "--format",
-            "json",
-        )  # fmt: skip
-        assert '"success": true' in answer, answer
+    def register(self, *names: str) -> None:
+        def one(name: str) -> str:
+            key = self.keys / "devices" / f"{name}.pub"
+            return self.flwr("supernode", "register", str(key), NAME, "--format", "json")
+
+        self.operator()  # before all of them at once
+        with ThreadPoolExecutor() as pool:
+            for answer in pool.map(one, names):
+                assert '"success": true' in answer, answer
 
     def online(self) -> int:
         answer = self.flwr("supernode", "list", NAME, "--format", "json")

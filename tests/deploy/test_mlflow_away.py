@@ -141,7 +141,7 @@ def test_a_server_that_is_down_at_the_start_gets_everything_later(server: Server
 
 
 def test_a_server_that_goes_down_in_the_middle_gets_the_rest_later(server: Server, tmp_path: Path):
-    command, output = start(server, tmp_path, student={"epochs": 3000})
+    command, output = start(server, tmp_path, student={"epochs": 1500})
 
     def is_training() -> bool:
         path = output / runner.PROGRESS
