@@ -101,7 +101,14 @@ def rates(config: Config, spec: DataSpec) -> Rates:
         hard_labels=labels[:100],
         clients=torch.zeros(100, dtype=torch.int64),
     )
-    few = replace(config.relabel, views=_VIEWS)
+    # A teacher's answer takes as long whoever is asked, and why.
+    few = replace(
+        config.relabel,
+        views=_VIEWS,
+        name="mix",
+        teacher_choice="uniform",
+        prior_correction=False,
+    )
     student = replace(config.student, epochs=_STUDENT_EPOCHS)
     views = view_options(config.relabel, spec)
     squeezed = _seconds(train_teachers) / _REAL
@@ -169,7 +176,8 @@ def _views(config: Config, spec: DataSpec) -> tuple[int, int]:
     student, images = config.student, sum(config.distill.ipc) * spec.num_classes
     sets = 1 + sum(student.seeds if name == "random" else 1 for name in config.coresets)
     rows = len(student.models) + len({*config.baselines} - _WITHOUT_A_SET)
-    labelled = images * sets * (config.relabel.views or 0)
+    asked = config.partition.clients if config.relabel.name == "mean" else 1  # for every view
+    labelled = images * sets * asked * (config.relabel.views or 0)
     return labelled, images * rows * student.seeds * (student.epochs or 0)
 
 

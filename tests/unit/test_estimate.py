@@ -1,5 +1,7 @@
 """What a federation costs, by hand and by the clock."""
 
+from typing import Any
+
 import pytest
 from fakes import tiny_config, tiny_spec
 
@@ -47,6 +49,23 @@ def test_passes_weigh_federations_without_a_clock():
     assert more == 990 * 2
 
 
-def test_every_stage_is_timed():
-    found = estimate.rates(tiny_config(), tiny_spec())
+UNEVEN = {"partition": {"name": "dirichlet", "alpha": 0.1, "clients": 3}}
+
+
+@pytest.mark.parametrize(
+    "sections", [{}, UNEVEN, {**UNEVEN, "relabel": {"name": "mix", "views": 2}}]
+)
+def test_every_stage_is_timed(sections: dict[str, Any]):
+    found = estimate.rates(tiny_config(**sections), tiny_spec())
     assert all(value > 0 for value in vars(found).values())
+
+
+def test_mean_labels_ask_every_teacher(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(estimate, "usable_cores", lambda: 1)
+    nothing = Load(shards=[], images=[], real=100)
+
+    def seconds(name: str) -> float:
+        config = tiny_config(**UNEVEN, relabel={"name": name, "views": 2})
+        return estimate.seconds(config, SPEC, RATES, nothing)
+
+    assert seconds("mean") - seconds("mix") == pytest.approx(2 * 10 * 2 * 0.1)
