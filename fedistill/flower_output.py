@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+_UNKNOWN = re.compile(r"Run ID( \d+)? not found")
 _STARTED = re.compile(r"Successfully started run (\d+)")
 
 
@@ -63,7 +64,7 @@ def is_unknown(answer: str) -> bool:
         return False
     if not isinstance(tree, dict):
         return False
-    return "runs" in tree or "not found" in str(tree.get("error-message", ""))
+    return "runs" in tree or bool(_UNKNOWN.search(str(tree.get("error-message", ""))))
 
 
 def _run(answer: str, run_id: str) -> dict[str, Any]:

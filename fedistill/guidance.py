@@ -109,9 +109,11 @@ class MixtureGuide:
         late = step >= options.warmup * self._matching.iterations
         if not (options.weight and late and self._labels):
             return
-        real = [batches.some(label, options.samples, self._stream) for label in self._labels]
-        with torch.no_grad():
-            answers = self._through(network, torch.cat(real))
+        answers = None
+        if options.estimator != "features":
+            real = [batches.some(label, options.samples, self._stream) for label in self._labels]
+            with torch.no_grad():
+                answers = self._through(network, torch.cat(real))
         leaves: dict[int, Tensor] = {}
         views: dict[int, Tensor] = {}
         outputs: dict[int, Tensor] = {}

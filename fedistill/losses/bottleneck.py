@@ -217,7 +217,7 @@ class Mixture:
             critic.forget()
 
     def __call__(
-        self, real: Tensor, outputs: Mapping[int, Tensor], labels: Tensor, compared: int
+        self, real: Tensor | None, outputs: Mapping[int, Tensor], labels: Tensor, compared: int
     ) -> dict[int, Tensor]:
         """Estimate the reward of each set; critics take their steps first.
 
@@ -233,6 +233,7 @@ class Mixture:
             it, in nats, are in `estimates`.
         """
         options = self._options
+        assert real is not None
         real = normalised(real).detach()
         own = {size: normalised(logits) for size, logits in outputs.items()}
         classes = F.one_hot(labels, self._num_classes).to(real.dtype)

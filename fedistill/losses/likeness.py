@@ -37,7 +37,7 @@ class Likeness:
         """Nothing is kept from step to step."""
 
     def __call__(
-        self, real: Tensor, outputs: Mapping[int, Tensor], labels: Tensor, compared: int
+        self, real: Tensor | None, outputs: Mapping[int, Tensor], labels: Tensor, compared: int
     ) -> dict[int, Tensor]:
         """Compare each set with the others.
 

@@ -141,14 +141,15 @@ def test_status_is_read_from_flowers_list():
     assert parse_status("Error: no such SuperLink", "7") == ""
 
 
-UNKNOWN = '{"success": false, "error-message": "Run ID not found."}'
+UNKNOWN = '{"success": false, "error-message": "Using SuperLink: x [code: 16] Run ID not found."}'
 AWAY = '{"success": false, "error-message": "Connection to the SuperLink is unavailable."}'
+LOST = '{"success": false, "error-message": "SuperLink connection \'x\' not found."}'
 RUNNING = '{"success": true, "runs": [{"run-id": "7", "status": "running"}]}'
 
 
 @pytest.mark.parametrize(
     ("answers", "status"),
-    [([RUNNING], "running"), ([UNKNOWN], ""), (["", AWAY, "Error", RUNNING], "running")],
+    [([RUNNING], "running"), ([UNKNOWN], ""), (["", AWAY, LOST, "Error", RUNNING], "running")],
 )
 def test_a_superlink_that_says_nothing_is_not_one_that_knows_no_run(
     tmp_path, monkeypatch, answers: list[str], status: str
