@@ -122,14 +122,26 @@ class Exchange:
             self.locate()
         return sorted(wanted - self.nodes.keys())
 
-    def recall(self, client: int, message_type: str, content: RecordDict) -> RecordDict | None:
-        """Return what a client has answered to this before, as if it were asked again."""
+    def recall(
+        self,
+        client: int,
+        message_type: str,
+        content: RecordDict,
+        read: Callable[[int, RecordDict], T],
+    ) -> T | None:
+        """Read what a client has answered to this before, as if it were asked again."""
         kept = self.kept.get(client, message_type, content) if self.kept else None
-        if kept is not None:
-            ledger = self._ledger
-            ledger.count(ledger.down, client, message_type, wire.size(content))
-            ledger.count(ledger.up, client, message_type, wire.size(kept))
-        return kept
+        if kept is None:
+            return None
+        try:
+            said = read(client, kept)
+        except WireError as error:  # it was good before: a power cut has spoilt it
+            log(WARNING, "what client %s said is damaged (%s); ask again", client, error)
+            return None
+        ledger = self._ledger
+        ledger.count(ledger.down, client, message_type, wire.size(content))
+        ledger.count(ledger.up, client, message_type, wire.size(kept))
+        return said
 
     def ask(
         self,
@@ -165,14 +177,11 @@ class Exchange:
             if why is not None:
                 leave_out(client, why)
                 continue
-            kept = self.recall(client, message_type, content)
-            if kept is not None:
-                try:
-                    yield client, read(client, kept)
-                    continue
-                except WireError as error:  # it was good before: a power cut has spoilt it
-                    log(WARNING, "what client %s said is damaged (%s); ask again", client, error)
-            left[client] = content
+            known = self.recall(client, message_type, content, read)
+            if known is None:
+                left[client] = content
+            else:
+                yield client, known
         for client in self.find(left):
             fail_at_this(client, "its device has not come back since the server was started again")
             del left[client]

@@ -204,13 +204,15 @@ class Devices:
         request = self._request()
         found = {}
         for client, who in self.kept.roll.items():
-            content = self.exchange.recall(client, wire.DESCRIBE, request)
-            if content is None:
+            known = self.exchange.recall(
+                client,
+                wire.DESCRIBE,
+                request,
+                lambda _, content: wire.decode_description(content, self.spec),
+            )
+            if known is None:
                 return None
-            try:
-                found[client] = wire.decode_description(content, self.spec)
-            except WireError:  # of a file that a power cut has spoilt
-                return None
+            found[client] = known
             self.exchange.names[client] = _name(found[client], who)
         log(INFO, "describe: %s devices are known from before", len(found))
         return found

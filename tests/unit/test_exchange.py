@@ -191,6 +191,9 @@ def test_a_kept_reply_that_has_been_spoilt_is_asked_for_again(tmp_path):
     second = made(1, KeptReplies(tmp_path))
     assert dict(asked(second, Answers({100: 9}), 0, read=small)) == {0: 9}
     assert second.failures == {}
+    fresh = made(1)
+    dict(asked(fresh, Answers({100: 9}), 0))
+    assert second.traffic == fresh.traffic  # what was spoilt does not count
 
 
 def test_nodes_are_looked_for_when_somebody_has_to_be_asked_after_all(tmp_path):
