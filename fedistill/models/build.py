@@ -49,7 +49,8 @@ def build(config: ModelConfig, spec: DataSpec, seed: int, *path: str | int) -> n
     """
     with global_seed(seed, *path):
         model = _OWN.get(config.name, _torchvision)(config, spec)
-    return model.to(memory_format=torch.channels_last)
+    layout: torch.memory_format = getattr(model, "layout", torch.channels_last)
+    return model.to(memory_format=layout)
 
 
 def require_network(config: ModelConfig, spec: DataSpec, key: str) -> None:

@@ -20,6 +20,7 @@ FLOORS = [
         "fedistill.cores",
         "fedistill.errors",
         "fedistill.mlflow_views",
+        "fedistill.models.instance_norm",
         "fedistill.flower_output",
         "fedistill.processes",
         "fedistill.published",

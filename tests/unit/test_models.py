@@ -11,6 +11,7 @@ from fedistill.images import DataSpec
 from fedistill.models import build
 from fedistill.models.build import batch_norms, names, require_batch_norm
 from fedistill.models.convnet import default_depth
+from fedistill.models.instance_norm import InstanceNorm
 
 
 def answers(model: nn.Module, spec: DataSpec) -> torch.Tensor:
@@ -33,7 +34,7 @@ def test_a_convnet_has_the_norm_that_was_asked_for(norm: str, channels: int):
     spec = tiny_spec(channels=channels, size=32, num_classes=5)
     model = build(ModelConfig(width=4, norm=norm), spec, 0)  # type: ignore[arg-type]
     kinds = [type(layer) for layer in model.modules() if "Norm" in type(layer).__name__]
-    assert kinds == [nn.BatchNorm2d if norm == "batch" else nn.GroupNorm] * 3
+    assert kinds == [nn.BatchNorm2d if norm == "batch" else InstanceNorm] * 3
     assert answers(model, spec).shape == (2, 5)
 
 
