@@ -10,7 +10,7 @@ GPU too (the backward pass of `grid_sample` is not). Pixels outside the frame ha
 the padded random shift is a box that leaves the frame.
 
 A mosaic's tile is a sealed box: its border pixels are repeated, as if it had been cut out before
-it is resized, so that no view mixes two tiles at their seam.
+it is resized, so that no view mixes two tiles at their seam. That holds for a shifted one too.
 """
 
 import math
@@ -21,6 +21,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+_LARGEST_MOVE = 0.49  # of a tile, as a share of it
+
 
 @dataclass(frozen=True, kw_only=True)
 class ViewOptions:
@@ -29,7 +31,7 @@ class ViewOptions:
     Attributes:
         scale: least and most area of the box, as a share of the image.
         ratio: least and most aspect ratio of the box (torchvision's RandomResizedCrop).
-        shift: most pixels that the box moves in each direction, beyond the frame too.
+        shift: most pixels that the view moves in each direction, beyond the frame or the tile too.
         flip: whether half of the views are mirrored.
         tiles: an image is a mosaic of tiles x tiles single images; 1: it is not.
         tile_share: share of the views that show one tile, whole, in place of a random box.
@@ -113,7 +115,10 @@ def draw(count: int, size: int, options: ViewOptions, generator: torch.Generator
     if options.tiles > 1:
         sealed = torch.rand(count, generator=generator) < options.tile_share
         tile = torch.randint(options.tiles**2, (count,), generator=generator)
-        boxes = torch.where(sealed[:, None], tile_boxes(options.tiles)[tile], boxes)
+        shown = tile_boxes(options.tiles)[tile]
+        # As many pixels of the view as of a whole image; less than half of it: a tile stays itself.
+        shown[:, :2] += move.clamp(-_LARGEST_MOVE, _LARGEST_MOVE) / options.tiles
+        boxes = torch.where(sealed[:, None], shown, boxes)
     return _draw_mix(Views(boxes, flips, sealed), count, size, options, generator)
 
 
@@ -176,7 +181,8 @@ def _interpolation(
 
     Row i holds the weights of the input pixels for output pixel i, centres aligned as in
     `interpolate(align_corners=False)`. Samples inside the frame repeat its border pixels as that
-    does; samples outside are zero. In a sealed box the box's own border pixels are repeated.
+    does; samples outside are zero. In a sealed box, one tile of a mosaic, moved by less than half
+    of it, the tile's own border pixels are repeated.
     """
     centres = torch.arange(size, device=start.device) + 0.5
     # In pixels: with shares of the frame the whole frame would be a rounding error off at size 28.
@@ -184,10 +190,14 @@ def _interpolation(
     inside = (position > -0.5 - 1e-4) & (position < size - 0.5 + 1e-4)
     position = position.clamp(0, size - 1)
     if sealed is not None:
-        # Whole pixels: a third of the frame would reach a rounding error into the next tile.
-        first, last = (start * size).round(), ((start + length) * size).round() - 1
-        within = torch.minimum(torch.maximum(position, first[:, None]), last[:, None])
+        # The tile that the middle of the box lies in. In whole pixels: a third of the frame would
+        # reach a rounding error into the next one.
+        tile = (start / length + 0.5).floor()
+        first, last = ((tile + step) * length * size for step in (0, 1))
+        first, last = first.round()[:, None], last.round()[:, None] - 1
+        within = torch.minimum(torch.maximum(position, first), last)
         position = torch.where(sealed[:, None], within, position)
+        inside = inside | sealed[:, None]
     pixels = torch.arange(size, device=start.device)
     weights = (1 - (position[:, :, None] - pixels).abs()).clamp(min=0)
     return weights * inside[:, :, None]

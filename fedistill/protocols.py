@@ -21,9 +21,9 @@ Departures:
 - G-VBSM's hard-label term is mixed like the image it is for (its code: the unmixed label);
 - LIC's 1000 epochs go over four regions of each image: 4000 epochs of one view (measured: 10
   points at IPC 1, experiments/LOG.md);
-- DREAM's 1000 epochs go over the four tiles of each image: 4000 epochs of one view; its DSA is left
-  out, as views must replay from a seed; its students learn from hard labels, here the row
-  `hard_label` does, and the others from teachers;
+- DREAM's 1000 epochs go over the four tiles of each image: 4000 epochs of one view; of its DSA the
+  shift by an eighth of the frame is left, as views must replay from a seed; its students learn from
+  hard labels, here the row `hard_label` does, and the others from teachers;
 - LIC tells neither temperature, batch size nor milestones: those of RDED, and IDC's milestones;
   its DSA has no place in views that teachers label: crops and CutMix stand for it, and half of the
   views show one tile.
@@ -93,7 +93,7 @@ PROTOCOLS: Mapping[str, Mapping[str, Any]] = {
     "dream": {
         "epochs": 4000, "batch_size": 64, "optimizer": "sgd", "lr": 0.01, "weight_decay": 5e-4,
         "schedule": "two_steps", "loss": "mse", "views": 1000,
-        "scale": (1.0, 1.0), "tiles": 2, "tile_share": 1.0,
+        "scale": (1.0, 1.0), "shift": 4, "tiles": 2, "tile_share": 1.0,
         "mix": "cutmix", "mix_alpha": 1.0, "mix_probability": 0.5,
     },
 }  # fmt: skip

@@ -24,9 +24,9 @@ def pixel_box(top: int, left: int, height: int, width: int, size: int = 8) -> Vi
     return one_box(top / size, left / size, height / size, width / size)
 
 
-def sampled(images: Tensor, views: Views) -> Tensor:
-    """The same views by torch's sampler, for boxes inside the frame."""
-    size = images.shape[-1]
+def sampled(images: Tensor, views: Views, size: int | None = None) -> Tensor:
+    """The same views by torch's sampler, borders repeated; `size` pixels wide, or as the images."""
+    size = size or images.shape[-1]
     grid = (torch.arange(size) + 0.5) / size
     top, left, height, width = views.boxes.unbind(1)
     rows = 2 * (top[:, None] + height[:, None] * grid) - 1
@@ -223,6 +223,30 @@ def test_nothing_of_the_next_tile_shows_in_a_tile_view(tiles: int, pixels: int):
         images = torch.full((1, 1, tiles * pixels, tiles * pixels), 1e30)
         cut_out(images, tiles, number).zero_()
         assert crops.apply(images, sealed(tiles, [number])).count_nonzero() == 0
+
+
+@pytest.mark.parametrize(("down", "right"), [(0.1, 0), (-0.25, 0.3), (0.49, -0.49)])
+@pytest.mark.parametrize(("tiles", "pixels"), [(2, 4), (2, 14), (3, 3), (3, 11)])
+def test_a_tile_that_is_moved_repeats_its_own_border(
+    tiles: int, pixels: int, down: float, right: float
+):
+    images = mosaics(tiles, pixels, count=1)
+    for number in range(tiles**2):
+        still = sealed(tiles, [number])
+        moved = replace(still, boxes=still.boxes + torch.tensor([[down, right, 0, 0]]) / tiles)
+        piece = cut_out(images, tiles, number)
+        expected = sampled(piece, one_box(down, right, 1, 1, count=1), images.shape[-1])
+        torch.testing.assert_close(crops.apply(images, moved), expected, rtol=0, atol=1e-4)
+
+
+def test_shifts_move_tiles_by_less_than_half_of_them():
+    options = ViewOptions(shift=7, tiles=2, tile_share=1.0)
+    views = crops.draw(2000, 8, options, generator(3))
+    place = views.boxes[:, :2] * 2
+    moves = place - (place + 0.5).floor().clamp(0, 1)
+    assert 0.48 < moves.abs().max() < 0.5
+    few = crops.draw(2000, 8, replace(options, shift=2), generator(3)).boxes[:, :2] * 2
+    assert set(((few - few.round()) * 8).round().unique().tolist()) == {-2, -1, 0, 1, 2}
 
 
 def test_an_open_box_of_the_same_place_does_look_across_the_seam():
