@@ -82,6 +82,10 @@ def sweep(
         str | None, typer.Option(help="Methods: sre2l,lic.", metavar="LIST")
     ] = None,
     seed: Annotated[str | None, typer.Option(help="Seeds: 0,1,2.", metavar="LIST")] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(help="Values of any other key; may be repeated.", metavar="KEY=LIST"),
+    ] = None,
     overrides: Overrides = None,
     output: Annotated[
         Path | None,
@@ -99,7 +103,7 @@ def sweep(
     from fedistill import tables
 
     axes = {"clients": clients, "ipc": ipc, "alpha": alpha, "distiller": distiller, "seed": seed}
-    grid = grids.load(config, overrides or [], grids.parse_axes(axes))
+    grid = grids.load(config, overrides or [], grids.parse_axes(axes, vary or []))
     folder = output or sweeps.default_output(grid)
     if dry_run:
         plans, seconds = sweeps.dry_run(grid, folder, store)

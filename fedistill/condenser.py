@@ -41,6 +41,7 @@ from fedistill.losses.base import Regularizer
 from fedistill.losses.matching import matching_gradient, signature, signature_distance
 from fedistill.matching_options import MatchingOptions
 from fedistill.reference import Answer, Learner, RealBatches, Reference
+from fedistill.training import learning_rate_factor, set_learning_rate
 
 
 class Guide(Protocol):
@@ -212,6 +213,8 @@ class Condenser:
             losses = losses + torch.stack([self._add_terms(own) for own in self.sets])
         for own in self.sets:
             self._hold(own)
+        factor = learning_rate_factor(self.options.schedule, step / self.options.iterations)
+        set_learning_rate(self._optimizer, self.options.lr * factor)
         self._optimizer.step()
         for own in self.sets:
             self.reference.spec.clamp_(own.pixels)

@@ -162,12 +162,22 @@ class TrackingConfig:
     experiment: str | None = None
 
 
+Scalar = str | int | float | bool | None
+# Keys that have an axis of their own, or none at all, and so cannot be varied beside the axes.
+_AXES = {
+    "seed": "seed", "partition.clients": "clients", "partition.alpha": "alpha",
+    "distill.ipc": "ipc", "distill.name": "distiller",
+}  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
     """The axes of `fedistill sweep`; one left out has the experiment's own value alone.
 
     `alpha` is that of a partition that has one; `iid` among its values is the even split.
     `distiller` names methods: the experiment's own keeps its options, others have their defaults.
+    `vary` gives values to any other keys, `distill.weight: [0, 1]`: every combination of theirs is
+    compared like a method of its own.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
@@ -176,14 +186,20 @@ class SweepConfig:
     alpha: tuple[float | str, ...] = ()
     distiller: tuple[str, ...] = ()
     seed: tuple[int, ...] = ()
+    vary: dict[str, tuple[Scalar, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        axes: dict[str, tuple[Any, ...]] = vars(self)
+        axes: dict[str, tuple[Any, ...]] = {**vars(self), **self.vary}
+        del axes["vary"]
+        empty = [key for key, values in self.vary.items() if not values]
+        taken = [f"{key} (axis {_AXES[key]})" for key in self.vary if key in _AXES]
         twice = [f"{name} {list(values)}" for name, values in axes.items() if _repeats(values)]
         odd = [value for value in self.alpha if isinstance(value, str) and value != "iid"]
         check(
             (not twice, f"{' and '.join(twice)} has a value twice; accepted: each value once"),
             (not odd, f"alpha has {odd} in it; accepted: numbers above 0, and iid"),
+            (not empty, f"vary gives no values to {empty}; accepted: one or more for each key"),
+            (not taken, f"vary names {', '.join(taken)}; accepted: keys without an axis"),
         )
 
 

@@ -52,7 +52,13 @@ def validate(tree: dict[str, Any], origin: str) -> Config:
         student["models"] = _as_list(student["models"])
     sweep = tree.get("sweep")
     if isinstance(sweep, dict):
-        tree["sweep"] = {axis: _as_list(values) for axis, values in sweep.items()}
+        axes: dict[str, Any] = {k: _as_list(it) for k, it in sweep.items() if k != "vary"}
+        vary = sweep.get("vary")
+        if isinstance(vary, dict):
+            axes["vary"] = {key: _as_list(values) for key, values in vary.items()}
+        elif vary is not None:
+            axes["vary"] = vary
+        tree["sweep"] = axes
     if "baselines" in tree:
         tree["baselines"] = _as_list(tree["baselines"])
     config, found = parse(Config, tree)

@@ -1,10 +1,14 @@
-"""The federations of a sweep: one for each choice of clients, alpha, distiller and seed.
+"""The federations of a sweep: one for each choice of clients, alpha, method and seed.
 
-Every federation makes the sets of all IPC at once, since they share teachers and images.
+A method is a distiller, or one choice of the options that are varied. Every federation makes the
+sets of all IPC at once, since they share teachers and images.
 """
 
+import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -36,10 +40,12 @@ class Federation:
     Attributes:
         config: of the run.
         folder: its output folder, below that of the sweep; says which run it is.
+        method: its distiller and what is varied: "mibdc", or "mibdc (weight 0)".
     """
 
     config: Config
     folder: str
+    method: str
 
     @property
     def alpha(self) -> float | None:
@@ -52,7 +58,7 @@ class Federation:
             "folder": self.folder,
             "clients": self.config.partition.clients,
             "alpha": self.alpha,
-            "distiller": self.config.distill.name,
+            "distiller": self.method,
             "seed": self.config.seed,
         }
 
@@ -85,7 +91,8 @@ def load(path: Path, overrides: Sequence[str] = (), axes: SweepConfig | None = N
     """
     base = config_file.load(path, overrides)
     found = _axes(base, axes)
-    if not any(found.values()):
+    vary = {**(base.sweep.vary if base.sweep else {}), **(axes.vary if axes else {})}
+    if not any(found.values()) and not vary:
         raise ConfigError(
             f"{path} names no axis to sweep over, and neither does the command; give one, for "
             "example --clients 1,2,5 --ipc 1,10, or a section `sweep` in the config"
@@ -99,8 +106,8 @@ def load(path: Path, overrides: Sequence[str] = (), axes: SweepConfig | None = N
         "seed": found["seed"] or [base.seed],
     }
     federations = []
-    for seed, distiller, alpha, clients in product(
-        values["seed"], values["distiller"], values["alpha"], values["clients"]
+    for seed, distiller, choice, alpha, clients in product(
+        values["seed"], values["distiller"], _choices(vary), values["alpha"], values["clients"]
     ):
         own = [
             "sweep=null",
@@ -108,20 +115,36 @@ def load(path: Path, overrides: Sequence[str] = (), axes: SweepConfig | None = N
             f"partition.clients={clients}",
             *_partition(base, alpha),
             *_distill(base, distiller, values["ipc"]),
+            *(f"{key}={_written(value)}" for key, value in choice.items()),
         ]
         config = config_file.load(path, [*overrides, *own])
-        federations.append(Federation(config=config, folder=_folder(config, found)))
-    resolved = {**values, "alpha": list(dict.fromkeys(item.alpha for item in federations))}
+        varied = _told(choice)
+        federations.append(
+            Federation(
+                config=config,
+                folder=_folder(config, found, varied),
+                method=f"{distiller} ({varied})" if varied else distiller,
+            )
+        )
+    resolved = {
+        **values,
+        "alpha": list(dict.fromkeys(item.alpha for item in federations)),
+        "distiller": list(dict.fromkeys(item.method for item in federations)),
+    }
     return Grid(base=replace(base, sweep=None), axes=resolved, federations=federations)
 
 
-def parse_axes(texts: Mapping[str, str | None]) -> SweepConfig:
+def parse_axes(texts: Mapping[str, str | None], vary: Sequence[str] = ()) -> SweepConfig:
     """Read the axes of a command line: values with commas between them.
+
+    Args:
+        texts: by the name of the axis.
+        vary: any other keys, as `KEY=VALUE,VALUE`.
 
     Raises:
         ConfigError: a value is not of its axis.
     """
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {"vary": dict(_parse_varied(text) for text in vary)}
     for name, text in texts.items():
         items = [item.strip() for item in (text or "").split(",") if item.strip()]
         if text is not None and not items:
@@ -136,6 +159,44 @@ def parse_axes(texts: Mapping[str, str | None]) -> SweepConfig:
         return SweepConfig(**values)
     except ValueError as error:
         raise ConfigError(f"the axes of the sweep: {error}") from error
+
+
+def _parse_varied(text: str) -> tuple[str, tuple[Any, ...]]:
+    import yaml
+
+    key, sign, values = text.partition("=")
+    try:
+        found = yaml.safe_load(f"[{values}]")
+    except yaml.YAMLError:
+        found = []
+    plain = all(item is None or isinstance(item, str | int | float) for item in found)
+    if not key or not sign or not found or not plain:
+        raise ConfigError(
+            f"--vary is '{text}'; accepted: KEY=VALUE,VALUE, for example distill.weight=0,1"
+        )
+    return key, tuple(found)
+
+
+def _choices(vary: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Return every combination of values; of nothing one that is empty."""
+    return [dict(zip(vary, values, strict=True)) for values in product(*vary.values())]
+
+
+def _told(choice: Mapping[str, Any]) -> str:
+    """Name a combination: "alpha 0.1, beta 1"; the last parts of the keys where these differ."""
+    last = [key.rpartition(".")[2] for key in choice]
+    names = last if len(set(last)) == len(last) else list(choice)
+    return ", ".join(
+        f"{name} {value if isinstance(value, str) else _written(value)}"
+        for name, value in zip(names, choice.values(), strict=True)
+    )
+
+
+def _written(value: Any) -> str:
+    """Write a value as YAML reads it: 1e-05 would be a string, 0.00001 is not."""
+    if isinstance(value, float):
+        return f"{Decimal(repr(value)):f}"
+    return json.dumps(value)
 
 
 def _axes(base: Config, own: SweepConfig | None) -> dict[str, list[Any]]:
@@ -164,11 +225,13 @@ def _distill(base: Config, name: str, sizes: Sequence[int]) -> list[str]:
     return [f"distill={{name: {name}, ipc: {list(sizes)}}}"]
 
 
-def _folder(config: Config, axes: dict[str, list[Any]]) -> str:
+def _folder(config: Config, axes: dict[str, list[Any]], varied: str) -> str:
     parts = [f"clients-{config.partition.clients:02d}"]
     if axes["alpha"]:
         alpha = config.partition.alpha
         parts.append("iid" if alpha is None else f"alpha-{alpha:g}")
     if axes["distiller"]:
         parts.append(config.distill.name)
+    if varied:
+        parts.append(re.sub(r"[^A-Za-z0-9.+-]+", "-", varied))
     return f"runs/{'_'.join([*parts, f'seed-{config.seed}'])}"

@@ -19,7 +19,9 @@ class MatchingOptions:
     Attributes:
         iterations: steps of all images.
         restart: steps after which a fresh network takes over.
-        lr: of SGD for one image, in normalised pixel units; constant.
+        lr: of SGD for one image, in normalised pixel units, at the first step.
+        schedule: of that: `constant` (IDC, DREAM), or `cosine`, which ends at 0: runs much shorter
+            than theirs end on what they have found, and not somewhere around it.
         momentum: of SGD.
         metric: how gradients are compared, see `losses/matching.py`.
         feature_weight: of the distance of mean features (DREAM+); 0: gradients alone.
@@ -43,6 +45,7 @@ class MatchingOptions:
     iterations: int = 1000
     restart: int = 100
     lr: float = 0.01
+    schedule: Literal["constant", "cosine"] = "cosine"
     momentum: float = 0.5
     metric: Metric = "mse"
     feature_weight: float = 0.0

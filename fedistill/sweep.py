@@ -190,7 +190,7 @@ def _estimated_seconds(grid: Grid, plans: Sequence[Plan]) -> list[float]:
         if it.status == "done":
             found.append(0.0)
             continue
-        name = config.distill.name
+        name = it.federation.method
         if name not in rates:
             rates[name] = estimate.rates(config, spec)
         found.append(estimate.seconds(config, spec, rates[name], it.load))

@@ -1,9 +1,10 @@
-"""Loss curves of a run, drawn from its journal."""
+"""Loss curves of a run, drawn from its journal; those of several methods beside each other."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fedistill import charts
+from fedistill.comparison import Row
 from fedistill.report.page import Block, Chart, Pictures
 from fedistill.report.recorded import Curve, Run
 
@@ -24,6 +25,32 @@ def losses(run: Run) -> list[Block]:
             curves = {f"seed {key}": curve for key, curve in by_seed.items()}
             students.append(_loss_chart(curves, "epoch", f"Students {model} on IPC {ipc}"))
     return [Pictures(drawn), Pictures(students, "Losses of the students")]
+
+
+def matching(rows: Sequence[Row]) -> list[Block]:
+    """Draw how closely the sets of several methods are matched, size by size (MIBDC, Fig. 4).
+
+    Of each method the federation with the most clients, its first seed and client. A method
+    without such curves is left out; one alone is on its own run's page.
+    """
+    curves: dict[int, dict[str, Curve]] = {}
+    for row in sorted(rows, key=lambda it: (it.clients, -it.seed)):
+        name = f"matching/ipc-{row.line.ipc}"
+        run = Run.read(row.folder)
+        found = run.curves("client/", f"recover/{name}") or run.curves("", f"cotrain/{name}")
+        if found:
+            curves.setdefault(row.line.ipc, {})[_method(row)] = next(iter(found.values()))
+    drawn = [
+        _loss_chart(dict(sorted(own.items())), "step", f"IPC {ipc}: loss of the matching")
+        for ipc, own in sorted(curves.items())
+        if len(own) > 1
+    ]
+    return [Pictures(drawn)] if drawn else []
+
+
+def _method(row: Row) -> str:
+    alpha = row.line.alpha
+    return row.line.distiller if alpha is None else f"{row.line.distiller}, alpha {alpha:g}"
 
 
 def _loss_chart(curves: Mapping[str, Curve], x_label: str, title: str) -> Chart | None:

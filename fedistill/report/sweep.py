@@ -14,6 +14,7 @@ from typing import Any
 from fedistill import __version__, charts, comparison, comparison_files, findings, results
 from fedistill.comparison import Facet, Line, Point, Row
 from fedistill.journal import without_secrets
+from fedistill.report.curves import matching
 from fedistill.report.page import (
     Block,
     Chart,
@@ -74,6 +75,7 @@ def _results(state: Mapping[str, Any], rows: Sequence[Row]) -> list[Section]:
         Section("Beside the paper's table", beside_paper(rows)),
         Section("Beside the distilled sets", baselines(rows)),
         Section("Other networks", _other_networks(rows)),
+        Section("How closely the sets are matched", matching(rows)),
         Section("Costs", costs(rows)),
     ]
 

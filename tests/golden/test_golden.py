@@ -57,6 +57,7 @@ G_VBSM = GVBSM(
 )
 MATCHING: dict[str, Any] = {
     "iterations": 20,
+    "schedule": "constant",
     "restart": 10,
     "lr": 0.02,
     "momentum": 0.5,

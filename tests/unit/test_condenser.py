@@ -144,6 +144,23 @@ def test_an_image_moves_as_far_alone_as_among_its_copies():
     torch.testing.assert_close(moved, expected, rtol=1e-3, atol=1e-6)
 
 
+def test_a_cosine_schedule_slows_the_images_down_to_a_halt():
+    def moves(schedule: Any) -> list[float]:
+        own = images_of([2, 2, 2])
+        options = replace(OPTIONS, iterations=20, network_images=0, momentum=0.0, metric="l1",
+                          lr=1e-3, schedule=schedule)  # fmt: skip
+        places = [own.pixels.detach().clone()]
+        Condenser(options, reference(), [own]).run(
+            lambda losses: places.append(own.pixels.detach().clone())
+        )
+        return [(after - before).abs().mean().item() for before, after in pairwise(places)]
+
+    slowing, steady = moves("cosine"), moves("constant")
+    assert slowing[0] == steady[0]
+    assert slowing[-1] < 0.02 * steady[-1]
+    assert 0.4 < sum(slowing) / sum(steady) < 0.6
+
+
 def test_networks_are_trained_on_the_reference_and_replaced():
     networks: list[nn.Module] = []
 

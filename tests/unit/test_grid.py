@@ -84,3 +84,50 @@ def test_values_that_are_none_are_refused(path: Path, axes: dict[str, str | None
 def test_an_empty_grid_is_refused(path: Path):
     with pytest.raises(ConfigError, match="names no axis to sweep over"):
         grid.load(path)
+
+
+def test_every_combination_of_varied_keys_is_a_method_of_its_own(path: Path):
+    axes = grid.parse_axes(
+        {"clients": "1,2"}, ["distill.lr=0.1,0.00001", "distill.init=noise,real"]
+    )
+    found = grid.load(path, [], axes)
+    assert len(found.federations) == 8
+    methods = ["lr 0.1, init noise", "lr 0.1, init real", "lr 0.00001, init noise"]
+    methods.append("lr 0.00001, init real")
+    assert found.axes["distiller"] == [f"sre2l ({it})" for it in methods]
+    options = [it.config.distill.options for it in found.federations]
+    assert [(it["lr"], it["init"]) for it in options[::2]] == [
+        (0.1, "noise"), (0.1, "real"), (0.00001, "noise"), (0.00001, "real"),
+    ]  # fmt: skip
+    assert found.federations[0].folder == "runs/clients-01_lr-0.1-init-noise_seed-0"
+    assert len({it.folder for it in found.federations}) == 8
+    assert found.federations[0].as_dict()["distiller"] == "sre2l (lr 0.1, init noise)"
+
+
+def test_a_file_may_vary_keys_and_the_command_line_wins_key_by_key(tmp_path: Path):
+    vary = {"student.lr": 0.01, "teacher.lr": [0.1, 0.2]}
+    path = written(tmp_path, {"sweep": {"vary": vary}})
+    found = grid.load(path, [], grid.parse_axes({}, ["teacher.lr=0.3"]))
+    (only,) = found.federations
+    assert only.config.teacher.lr == 0.3
+    assert only.config.student.lr == 0.01
+    assert only.method == "sre2l (student.lr 0.01, teacher.lr 0.3)"
+
+
+@pytest.mark.parametrize(
+    ("varied", "message"),
+    [
+        ("distill.lr", "accepted: KEY=VALUE,VALUE"),
+        ("distill.lr=", "accepted: KEY=VALUE,VALUE"),
+        ("=1,2", "accepted: KEY=VALUE,VALUE"),
+        ("distill.lr=[1],2", "accepted: KEY=VALUE,VALUE"),
+        ("distill.lr=1,}", "accepted: KEY=VALUE,VALUE"),
+        ("distill.lr=1,1", r"distill.lr \[1, 1\] has a value twice"),
+        ("seed=1,2", r"vary names seed \(axis seed\)"),
+        ("distill.lrr=1,2", "lrr"),
+        ("distill.lr=-1,1", "lr is -1"),
+    ],
+)
+def test_varied_keys_that_are_none_are_refused(path: Path, varied: str, message: str):
+    with pytest.raises(ConfigError, match=message):
+        grid.load(path, [], grid.parse_axes({}, [varied]))

@@ -9,6 +9,8 @@ import pytest
 from fakes import tiny_tree
 from pages import Reader, read
 
+from fedistill.journal import Journal
+
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
@@ -94,6 +96,31 @@ def test_methods_and_alphas_have_charts_of_their_own(tmp_path):
     assert "IPC 1: all beside each other." in text
     assert "alpha iid, 0.1 distiller sre2l, lic" in text
     assert "alpha 0.1, N = 2, seed 0" in text  # its partition
+
+
+def test_matching_losses_of_several_methods_share_a_chart(tmp_path):
+    folder = made_up.sweep_folder(
+        tmp_path / "s",
+        clients=(1, 2),
+        ipc=(1, 10),
+        seeds=(0,),
+        distillers=("mibdc (weight 0)", "mibdc (weight 1)", "sre2l"),
+    )
+    assert "How closely the sets are matched" not in read(folder).headings
+    for path in folder.glob("runs/mibdc*"):
+        journal = Journal(path)
+        journal.start(experiment="e", run_name="r", tags={}, uri="sqlite:///none.db")
+        for client in ("client/00", "client/01"):
+            journal.child(client, client, "client", {})
+            journal.curve("recover/matching/ipc-1", [(0, 9.0), (5, 4.0)], client)
+    page = read(folder)
+    assert "How closely the sets are matched" in page.headings
+    assert "IPC 1: loss of the matching" in page.text
+    assert "IPC 10: loss of the matching" not in page.text
+    drawn = page.text.split("IPC 1: loss of the matching")[0].split("How closely")[-1]
+    assert "mibdc (weight 0)" in drawn
+    assert "mibdc (weight 1)" in drawn
+    assert "sre2l" not in drawn
 
 
 def test_rows_beside_at_the_cost_of_their_own(tmp_path):
