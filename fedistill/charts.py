@@ -7,7 +7,7 @@ the colour-blind tell apart; every line has a marker of its own too.
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,10 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
 _LIGHTEST = 0.88  # of viridis: its yellow is lost on white
 _NAMED = 16  # points of a chart that all get their name
+_SHORT = 16  # letters of a key, so that three fit beside each other
 _GREY = "#767676"
 _TEACHERS = "teachers (mean)"
+_KEYS = 12  # lines of a chart that have a key
 _WIDTH = 4.6  # inches: at the width of a phone, the letters keep their size
 _DPI = 150
 _LOOK = {"font.size": 10, "font.family": "sans-serif"}
@@ -55,8 +57,8 @@ def accuracy_over_clients(panels: Sequence[Panel]) -> "Figure":
     """Draw one line for each curve; error bars are standard deviations."""
     columns = min(2, len(panels))
     lines = -(-len(panels) // columns)
-    keys = max(len(panel.curves) for panel in panels) + 1
-    figure = _figure(columns * _WIDTH, lines * (3.3 + 0.2 * -(-keys // 3)))
+    keys = max(_keys_height([*panel.curves, _TEACHERS]) for panel in panels)
+    figure = _figure(columns * _WIDTH, lines * (3.3 + keys))
     axes = figure.subplots(lines, columns, squeeze=False, sharey=True).flatten()
     for place, panel in zip(axes, panels, strict=False):
         for (label, curve), look in zip(
@@ -170,8 +172,8 @@ def losses(curves: Mapping[str, Sequence[tuple[int, float]]], x_label: str) -> "
     """
     from matplotlib.ticker import MaxNLocator
 
-    few = len(curves) <= len(_COLOURS)
-    figure = _figure(_WIDTH, 2.9 + (0.2 * -(-len(curves) // 3) if few else 0))
+    few = len(curves) <= _KEYS
+    figure = _figure(_WIDTH, 2.9 + (_keys_height(curves) if few else 0))
     axes = figure.subplots()
     for (name, curve), look in zip(curves.items(), _looks(len(curves)), strict=True):
         axes.plot(
@@ -269,12 +271,23 @@ def _keys_below(axes: Any, count: int, columns: int = 3) -> None:
         [labels[place] for place in order],
         loc="upper center",
         bbox_to_anchor=(0.5, -0.2),
-        ncols=min(columns, count),
+        ncols=min(columns, count, _key_columns(labels)),
         frameon=False,
         fontsize=9,
         columnspacing=1.2,
         handlelength=1.8,
     )
+
+
+def _key_columns(labels: Iterable[str]) -> int:
+    """Return how many keys fit beside each other: names of options are long."""
+    longest = max(map(len, labels), default=0)
+    return 3 if longest <= _SHORT else 2 if longest <= 2 * _SHORT else 1
+
+
+def _keys_height(labels: Collection[str]) -> float:
+    """Return the inches that the keys of some lines take below the axes."""
+    return 0.2 * -(-len(labels) // _key_columns(labels))
 
 
 def _plain(text: str) -> str:

@@ -23,6 +23,8 @@ Departures from both codes:
   again: an image moves as far;
 - the learning rate is that of one image: the gradient of a class is multiplied by its number of
   images, which is what "lr x IPC / 10" does in theirs;
+- the learning rate ends at 0 (`schedule: constant` is theirs): a hundredth of their steps ends
+  better on what it has found than somewhere around it (experiments/LOG.md);
 - pixels stay between black and white at every step, in normalised units;
 - networks are trained on shifted and mirrored images with CutMix (theirs: DSA and CutMix).
 """

@@ -163,11 +163,17 @@ class TrackingConfig:
 
 
 Scalar = str | int | float | bool | None
-# Keys that have an axis of their own, or none at all, and so cannot be varied beside the axes.
+# Keys that have an axis of their own.
 _AXES = {
     "seed": "seed", "partition.clients": "clients", "partition.alpha": "alpha",
-    "distill.ipc": "ipc", "distill.name": "distiller",
+    "distill.ipc": "ipc", "distill.name": "distiller", "distill": "distiller",
 }  # fmt: skip
+# Keys, or their sections, that all federations of a sweep have in common: Flower, MLflow and the
+# data are set up once.
+_COMMON = (
+    "name", "data.name", "federation.cpus_per_client", "federation.gpus_per_client", "tracking",
+    "sweep",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +199,9 @@ class SweepConfig:
         del axes["vary"]
         empty = [key for key, values in self.vary.items() if not values]
         taken = [f"{key} (axis {_AXES[key]})" for key in self.vary if key in _AXES]
+        common = [
+            key for key in self.vary if f"{key}.".startswith(tuple(f"{it}." for it in _COMMON))
+        ]
         twice = [f"{name} {list(values)}" for name, values in axes.items() if _repeats(values)]
         odd = [value for value in self.alpha if isinstance(value, str) and value != "iid"]
         check(
@@ -200,11 +209,16 @@ class SweepConfig:
             (not odd, f"alpha has {odd} in it; accepted: numbers above 0, and iid"),
             (not empty, f"vary gives no values to {empty}; accepted: one or more for each key"),
             (not taken, f"vary names {', '.join(taken)}; accepted: keys without an axis"),
+            (
+                not common,
+                f"vary names {', '.join(common)}, which all federations of a sweep have in common; "
+                "accepted: keys of the teachers, the method, the labels, the students ...",
+            ),
         )
 
 
 def _repeats(values: tuple[Any, ...]) -> bool:
-    return len(set(values)) < len(values)
+    return len({(type(value), value) for value in values}) < len(values)
 
 
 @dataclass(frozen=True, kw_only=True)

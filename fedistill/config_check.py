@@ -171,12 +171,15 @@ def _booleans_as_numbers(tree: Any, made: Any, where: str) -> Iterator[str]:
             yield from _booleans_as_numbers(value, child, f"{where}.{index}")
 
 
+_TAGS = ("int", "str", "float", "bool", "ModelConfig", "none")
+
+
 def _is_key(part: str | int) -> bool:
     """Tell a key of the file from the tags that pydantic adds for the branches of a union."""
     if isinstance(part, int):
         return True
     tags = ("tuple[", "dict[", "function-")
-    return not part.startswith(tags) and part not in ("int", "str", "float", "ModelConfig", "none")
+    return not part.startswith(tags) and part not in _TAGS
 
 
 def _known_keys(kind: type[Any], path: Sequence[str | int]) -> set[str]:

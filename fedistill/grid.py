@@ -4,6 +4,7 @@ A method is a distiller, or one choice of the options that are varied. Every fed
 sets of all IPC at once, since they share teachers and images.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ _KINDS: Mapping[str, Callable[[str], Any]] = {
     "distiller": str,
     "seed": int,
 }
+_LONGEST = 120  # letters of what is varied in the name of a folder
 _ACCEPTED = {
     "clients": "whole numbers",
     "ipc": "whole numbers",
@@ -84,10 +86,11 @@ def load(path: Path, overrides: Sequence[str] = (), axes: SweepConfig | None = N
     Args:
         path: a YAML file; its section `sweep` may name axes.
         overrides: as for `config_file.load`.
-        axes: of the command line; they replace those of the file.
+        axes: of the command line; they replace those of the file, key by key where keys vary.
 
     Raises:
-        ConfigError: a config of the grid is not accepted, or there is nothing to compare.
+        ConfigError: a config of the grid is not accepted, two of them are the same, or there is
+            nothing to compare.
     """
     base = config_file.load(path, overrides)
     found = _axes(base, axes)
@@ -100,7 +103,7 @@ def load(path: Path, overrides: Sequence[str] = (), axes: SweepConfig | None = N
     base_alpha: list[Any] = [None]
     values = {
         "clients": found["clients"] or [base.partition.clients],
-        "ipc": found["ipc"] or [*base.distill.ipc],
+        "ipc": sorted(found["ipc"]) or [*base.distill.ipc],
         "alpha": found["alpha"] or base_alpha,
         "distiller": found["distiller"] or [base.distill.name],
         "seed": found["seed"] or [base.seed],
@@ -126,6 +129,7 @@ def load(path: Path, overrides: Sequence[str] = (), axes: SweepConfig | None = N
                 method=f"{distiller} ({varied})" if varied else distiller,
             )
         )
+    _check_different(federations)
     resolved = {
         **values,
         "alpha": list(dict.fromkeys(item.alpha for item in federations)),
@@ -144,7 +148,13 @@ def parse_axes(texts: Mapping[str, str | None], vary: Sequence[str] = ()) -> Swe
     Raises:
         ConfigError: a value is not of its axis.
     """
-    values: dict[str, Any] = {"vary": dict(_parse_varied(text) for text in vary)}
+    varied = [_parse_varied(text) for text in vary]
+    values: dict[str, Any] = {"vary": dict(varied)}
+    if len(values["vary"]) < len(varied):
+        raise ConfigError(
+            f"--vary names a key twice: {', '.join(key for key, _ in varied)}; accepted: each key "
+            "once, with all of its values"
+        )
     for name, text in texts.items():
         items = [item.strip() for item in (text or "").split(",") if item.strip()]
         if text is not None and not items:
@@ -167,7 +177,7 @@ def _parse_varied(text: str) -> tuple[str, tuple[Any, ...]]:
     key, sign, values = text.partition("=")
     try:
         found = yaml.safe_load(f"[{values}]")
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # a date that is none, endless brackets
         found = []
     plain = all(item is None or isinstance(item, str | int | float) for item in found)
     if not key or not sign or not found or not plain:
@@ -183,13 +193,24 @@ def _choices(vary: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 
 
 def _told(choice: Mapping[str, Any]) -> str:
-    """Name a combination: "alpha 0.1, beta 1"; the last parts of the keys where these differ."""
-    last = [key.rpartition(".")[2] for key in choice]
-    names = last if len(set(last)) == len(last) else list(choice)
+    """Name a combination: "alpha 0.1, teacher.epochs 3"; options of the method by their name."""
     return ", ".join(
-        f"{name} {value if isinstance(value, str) else _written(value)}"
-        for name, value in zip(names, choice.values(), strict=True)
+        f"{key.removeprefix('distill.')} {value if isinstance(value, str) else _written(value)}"
+        for key, value in choice.items()
     )
+
+
+def _check_different(federations: Sequence[Federation]) -> None:
+    """Refuse two federations that are the same experiment, or would share a folder."""
+    known: dict[str, Federation] = {}
+    for it in federations:
+        for mark in (config_file.sha256(it.config), it.folder.casefold()):
+            other = known.setdefault(mark, it)
+            if other is not it:
+                raise ConfigError(
+                    f"'{other.method}' and '{it.method}' are the same experiment, or differ in "
+                    "what a folder's name cannot tell; accepted: values that differ"
+                )
 
 
 def _written(value: Any) -> str:
@@ -233,5 +254,8 @@ def _folder(config: Config, axes: dict[str, list[Any]], varied: str) -> str:
     if axes["distiller"]:
         parts.append(config.distill.name)
     if varied:
-        parts.append(re.sub(r"[^A-Za-z0-9.+-]+", "-", varied))
+        slug = re.sub(r"[^A-Za-z0-9.+-]+", "-", varied)
+        if len(slug) > _LONGEST:  # file systems take 255 bytes
+            slug = f"{slug[:_LONGEST]}-{hashlib.sha256(varied.encode()).hexdigest()[:8]}"
+        parts.append(slug)
     return f"runs/{'_'.join([*parts, f'seed-{config.seed}'])}"

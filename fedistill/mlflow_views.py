@@ -54,7 +54,7 @@ def runs_view(sweep_id: str, name: str, sizes: Sequence[int], now_ms: int) -> tu
     state = _state(f"tags.role = 'experiment' and tags.sweep_id = '{sweep_id}'")
     params = [f"params.`{key}`" for key in ("num_clients", "method", "partition.alpha", "seed")]
     metrics = [f"metrics.`acc_mean/ipc_{ipc:03d}`" for ipc in sizes]
-    state["selectedColumns"] = [*params, *metrics]
+    state["selectedColumns"] = ["tags.`variant`", *params, *metrics]
     return _view(_runs_key(sweep_id), f"{name}: runs", state, now_ms)
 
 

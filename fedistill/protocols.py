@@ -22,7 +22,8 @@ Departures:
 - LIC's 1000 epochs go over four regions of each image: 4000 epochs of one view (measured: 10
   points at IPC 1, experiments/LOG.md);
 - DREAM's 1000 epochs go over the four tiles of each image: 4000 epochs of one view; of its DSA the
-  shift by an eighth of the frame is left, as views must replay from a seed; its students learn from
+  shift is left, as views must replay from a seed: by 4 pixels (an eighth of 32; `relabel.shift` for
+  larger frames), with a tile's border repeated where DSA pads with zeros; its students learn from
   hard labels, here the row `hard_label` does, and the others from teachers;
 - LIC tells neither temperature, batch size nor milestones: those of RDED, and IDC's milestones;
   its DSA has no place in views that teachers label: crops and CutMix stand for it, and half of the

@@ -113,7 +113,8 @@ def _sweep(folder: Path, run_config: Mapping[str, str], grid: Grid) -> None:
         for number, run in enumerate(left, start=1):
             progress.report("sweep", done, total, f"{number} of {len(left)}: {run['folder']}")
             output = folder / run["folder"]
-            now = {"started-at": str(time.time()), "source-json": json.dumps(own)}
+            tags = {**own, "variant": run["distiller"]}  # the method, and what is varied
+            now = {"started-at": str(time.time()), "source-json": json.dumps(tags)}
             try:
                 one = config_file.load(output / results.CONFIG)
                 _tracked(one, output, {**run_config, **now}, grid)

@@ -9,8 +9,7 @@ IDC; `feature_weight` above 0 is the loss of DREAM+ (Liu et al., 2023). With `ti
 Nothing of the teachers is used but that they label the images.
 
 Departures, each for a reason: see `condenser.py`, and
-- 1000 iterations by default (theirs: 2000 networks x 100 = 200,000), to suit a CPU, and a learning
-  rate that ends at 0 (theirs is constant: `schedule`);
+- 1000 iterations by default (theirs: 2000 networks x 100 = 200,000), to suit a CPU;
 - `lr` is in normalised units and for one image: theirs / 10 / std^2 at IPC 10;
 - k-means with at most 20 rounds, by scikit-learn on the CPU.
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from fedistill import charts
-from fedistill.comparison import Row
+from fedistill.comparison import Row, facets
 from fedistill.report.page import Block, Chart, Pictures
 from fedistill.report.recorded import Curve, Run
 
@@ -33,24 +33,24 @@ def matching(rows: Sequence[Row]) -> list[Block]:
     Of each method the federation with the most clients, its first seed and client. A method
     without such curves is left out; one alone is on its own run's page.
     """
-    curves: dict[int, dict[str, Curve]] = {}
+    shown = {}
     for row in sorted(rows, key=lambda it: (it.clients, -it.seed)):
-        name = f"matching/ipc-{row.line.ipc}"
-        run = Run.read(row.folder)
-        found = run.curves("client/", f"recover/{name}") or run.curves("", f"cotrain/{name}")
-        if found:
-            curves.setdefault(row.line.ipc, {})[_method(row)] = next(iter(found.values()))
+        shown[row.line.facet] = Run.read(row.folder)
+    curves: dict[int, dict[str, Curve]] = {}
+    names = facets(row.line for row in rows)
+    for facet, run in shown.items():
+        for ipc in map(int, run.result["sets"]):
+            curve = run.curve(f"recover/matching/ipc-{ipc}") or run.curve(
+                f"cotrain/matching/ipc-{ipc}"
+            )
+            if curve:
+                curves.setdefault(ipc, {})[names[facet]] = curve
     drawn = [
         _loss_chart(dict(sorted(own.items())), "step", f"IPC {ipc}: loss of the matching")
         for ipc, own in sorted(curves.items())
         if len(own) > 1
     ]
     return [Pictures(drawn)] if drawn else []
-
-
-def _method(row: Row) -> str:
-    alpha = row.line.alpha
-    return row.line.distiller if alpha is None else f"{row.line.distiller}, alpha {alpha:g}"
 
 
 def _loss_chart(curves: Mapping[str, Curve], x_label: str, title: str) -> Chart | None:

@@ -257,7 +257,10 @@ def _missing(state: Mapping[str, Any]) -> list[Block]:
 
 
 def _facts(state: Mapping[str, Any], rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """Say what differs between the federations, and what is the same in all of them."""
+    """Say what differs between the federations, and what is the same in all of them.
+
+    What follows from what differs, such as the number of images, is left out.
+    """
     told = {"clients", "IPC", "seed", "started", "config SHA-256", "MLflow run"}
     axes = []
     for name, values in state["axes"].items():
@@ -266,7 +269,8 @@ def _facts(state: Mapping[str, Any], rows: Sequence[Row]) -> list[tuple[str, str
             continue  # the fact says more
         told |= {fact or name}
         axes.append((name, ", ".join("iid" if v is None else str(v) for v in values)))
-    same = [it for it in facts(Run.read(rows[0].folder)) if it[0] not in told]
+    every = [facts(Run.read(folder)) for folder in dict.fromkeys(row.folder for row in rows)]
+    same = [it for it in every[0] if it[0] not in told and all(it in other for other in every)]
     total = state.get("seconds")
     spent = [("time of the sweep", duration(total))] if total is not None else []
     return [*axes, *same, ("started", str(state["created"])), *spent]

@@ -114,6 +114,19 @@ def test_a_file_may_vary_keys_and_the_command_line_wins_key_by_key(tmp_path: Pat
     assert only.method == "sre2l (student.lr 0.01, teacher.lr 0.3)"
 
 
+def test_long_names_of_folders_are_cut_and_still_differ(path: Path):
+    keys = [f"teacher.{name}=0.0100000000001,0.0100000000002" for name in ("lr", "weight_decay")]
+    keys += [f"student.{name}=0.0100000000001,0.0100000000002" for name in ("lr", "weight_decay")]
+    found = grid.load(path, [], grid.parse_axes({}, [*keys, "student.ce_weight=0.0000000001"]))
+    folders = {it.folder for it in found.federations}
+    assert len(folders) == 16
+    assert max(map(len, folders)) < 180
+
+
+def test_sizes_of_a_sweep_rise_in_whatever_order_they_are_given(path: Path):
+    assert grid.load(path, [], grid.parse_axes({"ipc": "3,1"})).axes["ipc"] == [1, 3]
+
+
 @pytest.mark.parametrize(
     ("varied", "message"),
     [
@@ -126,8 +139,36 @@ def test_a_file_may_vary_keys_and_the_command_line_wins_key_by_key(tmp_path: Pat
         ("seed=1,2", r"vary names seed \(axis seed\)"),
         ("distill.lrr=1,2", "lrr"),
         ("distill.lr=-1,1", "lr is -1"),
+        ("student.seeds=1,'1'", "the same experiment"),
+        ("model=convnet,2020-13-45", "accepted: KEY=VALUE,VALUE"),
+        ("distill.lr=" + "[" * 3000, "accepted: KEY=VALUE,VALUE"),
+        ("distill=sre2l,lic", r"vary names distill \(axis distiller\)"),
+        ("sweep=null", "vary names sweep, which all federations of a sweep have in common"),
+        ("sweep.clients=1,2", r"vary names sweep\.clients"),
+        ("tracking.uri=a,b", r"vary names tracking\.uri"),
+        ("data.name=digits,mnist", r"vary names data\.name"),
+        ("federation.gpus_per_client=0,1", r"vary names federation\.gpus_per_client"),
     ],
 )
 def test_varied_keys_that_are_none_are_refused(path: Path, varied: str, message: str):
     with pytest.raises(ConfigError, match=message):
         grid.load(path, [], grid.parse_axes({}, [varied]))
+
+
+def test_a_key_is_varied_once():
+    with pytest.raises(ConfigError, match="names a key twice"):
+        grid.parse_axes({}, ["student.seeds=1", "student.seeds=2,3"])
+
+
+@pytest.mark.parametrize(
+    ("vary", "message"),
+    [
+        ({"distill": {"lr": [1, 2]}}, r"sweep\.vary\.distill"),
+        ({"distill.lr": [[1]]}, r"sweep\.vary\.distill\.lr\.0: "),
+        ([1], r"sweep\.vary: is \[1\]; accepted: a valid dictionary"),
+        ({"distill.lr": []}, r"gives no values to \['distill\.lr'\]"),
+    ],
+)
+def test_a_file_that_varies_nothing_is_refused(tmp_path: Path, vary: Any, message: str):
+    with pytest.raises(ConfigError, match=message):
+        grid.load(written(tmp_path, {"sweep": {"vary": vary}}))

@@ -38,7 +38,7 @@ VIEWS = {
     "edc": {"views": 1000, "scale": (0.08, 1.0), **PLAIN_BOX, **CUTMIX},
     "lic": {"views": 1000, "scale": (0.25, 1.0), "shift": 0, "tiles": 2,
             "tile_share": 0.5, **CUTMIX},
-    "dream": {"views": 1000, "scale": (1.0, 1.0), "shift": 0, "tiles": 2, "tile_share": 1.0,
+    "dream": {"views": 1000, "scale": (1.0, 1.0), "shift": 4, "tiles": 2, "tile_share": 1.0,
               **CUTMIX, "mix_probability": 0.5},
 }  # fmt: skip
 

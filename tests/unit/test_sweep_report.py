@@ -117,6 +117,11 @@ def test_matching_losses_of_several_methods_share_a_chart(tmp_path):
     assert "How closely the sets are matched" in page.headings
     assert "IPC 1: loss of the matching" in page.text
     assert "IPC 10: loss of the matching" not in page.text
+    for path in folder.glob("runs/sre2l*"):  # as of `mdc`, whose small sets are cut out
+        journal = Journal(path)
+        journal.start(experiment="e", run_name="r", tags={}, uri="sqlite:///none.db")
+        journal.curve("recover/matching/ipc-10", [(0, 7.0), (5, 3.0)])
+    page = read(folder)
     drawn = page.text.split("IPC 1: loss of the matching")[0].split("How closely")[-1]
     assert "mibdc (weight 0)" in drawn
     assert "mibdc (weight 1)" in drawn
