@@ -105,6 +105,30 @@ def test_a_sweep_that_was_cut_short_ends_with_the_same_numbers(
     assert numbers(tmp_path / "cut") == numbers(tmp_path / "whole")
 
 
+def test_options_that_are_varied_are_compared_like_methods(
+    tmp_path: Path, make: Callable[..., grid.Grid], capsys: pytest.CaptureFixture[str]
+):
+    plan = make(SweepConfig(clients=(1,), ipc=(1,), vary={"distill.iterations": (1, 2)}))
+    state = sweep.run(plan, tmp_path / "sweep", "local")
+    methods = ["sre2l (iterations 1)", "sre2l (iterations 2)"]
+    assert state["axes"]["distiller"] == methods
+    rows = comparison.rows(tmp_path / "sweep")
+    assert [row.line.distiller for row in rows] == methods
+    assert len(set(hashes(tmp_path / "sweep").values())) == 2
+    # The teacher is the same, so the second federation takes it from the store.
+    assert [row.result["from_store"]["squeeze"] for row in rows] == [[], [0]]
+    events = [event for event, _ in read_events(tmp_path / "sweep" / "tracking.jsonl")]
+    lines = {event["name"] for event in events if event["event"] == "child"}
+    assert lines == {f"{method}, IPC 001" for method in methods}
+    for row, method in zip(rows, methods, strict=True):
+        start = next(event for event, _ in read_events(row.folder / "tracking.jsonl"))
+        assert start["tags"]["variant"] == method
+    tables.print_sweep(state, tmp_path / "sweep")
+    assert "2 of 2 federations are done" in capsys.readouterr().out
+    sweep.run(plan, tmp_path / "sweep", "local")  # nothing is left to do
+    assert [row.result for row in comparison.rows(tmp_path / "sweep")] == [it.result for it in rows]
+
+
 def test_a_federation_that_fails_is_noted_and_tried_again(
     tmp_path: Path, make: Callable[..., grid.Grid], monkeypatch: pytest.MonkeyPatch
 ):
