@@ -1,4 +1,4 @@
-"""Gradient matching: the loop that DREAM, MIBDC, MDC and the server's co-training share.
+"""Gradient matching: the loop that DREAM, MIBDC, MDC, nested sets and co-training share.
 
 Kim et al., "Dataset Condensation via Efficient Synthetic-Data Parameterization" (IDC, ICML 2022),
 Algorithm 1, as DREAM (Liu et al., ICCV 2023) uses it. A fresh random network is trained on real
@@ -44,6 +44,9 @@ from fedistill.losses.matching import matching_gradient, signature, signature_di
 from fedistill.matching_options import MatchingOptions
 from fedistill.reference import Answer, Learner, RealBatches, Reference
 from fedistill.training import learning_rate_factor, set_learning_rate
+
+Show = Callable[[Tensor], tuple[Tensor, Tensor]]
+Distance = Callable[[Sequence[Tensor]], Tensor]
 
 
 class Guide(Protocol):
@@ -106,23 +109,25 @@ class Images:
         """Return where the images of a class are."""
         return slice(self._ends[label] - self.counts[label], self._ends[label])
 
-    def leaves(self, label: int, first: int | None = None) -> Tensor:
+    def leaves(self, label: int, first: int | None = None, start: int = 0) -> Tensor:
         """Return the images of a class without their past, to take gradients of, [B, C, H, W].
 
         Args:
             label: of the class.
             first: how many, from the first; None: all.
+            start: how many of these are left out, from the first.
         """
-        return self.pixels.detach()[self.of(label)][:first].requires_grad_()
+        return self.pixels.detach()[self.of(label)][start:first].requires_grad_()
 
-    def views(self, leaves: Tensor, stream: torch.Generator) -> Tensor:
-        """Return views of images, at most `batch_synthetic` random ones, [B, C, H, W]."""
-        options = self._options
-        count = len(leaves) * options.tiles**2
-        if count <= options.batch_synthetic:
-            return mosaic.expand(leaves, options.tiles)
-        chosen = torch.randperm(count, generator=stream)[: options.batch_synthetic]
-        return mosaic.expand_some(leaves, options.tiles, chosen)
+    def views(self, leaves: Tensor, stream: torch.Generator, most: int | None = None) -> Tensor:
+        """Return views of images, at most `most` (None: `batch_synthetic`) random ones."""
+        tiles = self._options.tiles
+        most = self._options.batch_synthetic if most is None else most
+        count = len(leaves) * tiles**2
+        if count <= most:
+            return mosaic.expand(leaves, tiles)
+        chosen = torch.randperm(count, generator=stream)[:most]
+        return mosaic.expand_some(leaves, tiles, chosen)
 
     def add_gradient(self, gradient: Tensor, start: int = 0) -> None:
         """Add to the gradient of the images from one on, [B, C, H, W]."""
@@ -160,7 +165,7 @@ class Condenser:
         )
         self._trace = Trace(options.iterations)
         self._changes = reference.stream("augmentation")
-        self._choices = reference.stream("views")
+        self.choices = reference.stream("views")
         self._labels = sorted({label for own in sets for label in own.labels})
 
     def run(self, told: Callable[[Tensor], None] = lambda loss: None) -> None:
@@ -247,32 +252,59 @@ class Condenser:
             metric=options.metric,
             feature_weight=options.feature_weight,
         )
-        losses = []
-        for own in self.sets:
-            loss = torch.zeros((), device=self.reference.device)
-            for first in self.prefixes(own, label) if own.counts[label] else ():
-                leaves = own.leaves(label, first)
-                views = augmentation.apply(own.views(leaves, self._choices), changes)
-                slope, part = matching_gradient(
-                    network,
-                    views,
-                    _targets(views, label, answer),
-                    distance,
-                    features=features,
-                    chunk=options.chunk,
-                )
-                (gradient,) = torch.autograd.grad(views, leaves, slope)
-                own.add_gradient(own.counts[label] * gradient, own.of(label).start)
-                loss = loss + part
-            losses.append(loss)
-        return torch.stack(losses)
+
+        def show(views: Tensor) -> tuple[Tensor, Tensor]:
+            views = augmentation.apply(views, changes)
+            return views, _targets(views, label, answer)
+
+        nothing = torch.zeros((), device=self.reference.device)
+        return torch.stack(
+            [
+                self.match_set(network, own, label, show, distance)
+                if own.counts[label]
+                else nothing
+                for own in self.sets
+            ]
+        )
+
+    def match_set(
+        self, network: nn.Module, own: Images, label: int, show: Show, distance: Distance
+    ) -> Tensor:
+        """Add the gradient of one class to a set that holds it.
+
+        Args:
+            network: of this step.
+            own: the set.
+            label: of the class.
+            show: changes views as the real images are, and tells what they are to be taken for.
+            distance: of a signature from that of the real images.
+
+        Returns:
+            The loss, a scalar.
+        """
+        loss = torch.zeros((), device=self.reference.device)
+        for first in self.prefixes(own, label):
+            leaves = own.leaves(label, first)
+            views, targets = show(own.views(leaves, self.choices))
+            slope, part = matching_gradient(
+                network,
+                views,
+                targets,
+                distance,
+                features=self.options.feature_weight > 0,
+                chunk=self.options.chunk,
+            )
+            (gradient,) = torch.autograd.grad(views, leaves, slope)
+            own.add_gradient(own.counts[label] * gradient, own.of(label).start)
+            loss = loss + part
+        return loss
 
     def _add_terms(self, own: Images) -> Tensor:
         """Add the gradient of the extra terms of a set, class by class; return their sum."""
         total = torch.zeros((), device=self.reference.device)
         for label in own.labels:
             leaves = own.leaves(label)
-            views = own.views(leaves, self._choices)
+            views = own.views(leaves, self.choices)
             labels = _targets(views, label, None)
             values = [weight * term(views, labels) for weight, term in self._terms]
             found = torch.stack(values).sum()

@@ -1,4 +1,4 @@
-"""What DREAM, MIBDC and MDC have in common: a start from real images, and gradient matching."""
+"""What DREAM, MIBDC, MDC and nested sets share: a start from real images, and gradient matching."""
 
 from abc import abstractmethod
 from collections.abc import Sequence

@@ -7,7 +7,7 @@ Matching", ICLR 2021) makes the signatures of real and synthetic images alike; I
 ICML 2022) and DREAM (Liu et al., ICCV 2023) leave biases, normalisation and the classifier out.
 
 Every entry of a signature is a mean over images, so that of many images is the sum of those of
-its parts, each weighted by its share: `matching_gradient` needs the memory of one part alone.
+its parts, each weighted by its share: `matching_gradients` needs the memory of one piece alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -116,11 +116,6 @@ def matching_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Return how a distance of the views' signature changes with the views.
 
-    With more than `chunk` views the signature is computed part by part without a graph; the
-    derivative of the distance by the signature then weights the signatures of the parts, each
-    with a graph of its own. By the chain rule the result is the same, for one more forward and
-    backward pass.
-
     Args:
         network: with gradients for its weights.
         views: what it is given, [B, C, H, W].
@@ -132,35 +127,87 @@ def matching_gradient(
     Returns:
         The gradient [B, C, H, W], and the distance.
     """
-    leaves = views.detach()
-    parts = list(zip(leaves.split(chunk), targets.split(chunk), strict=True))
 
-    def part_signature(part: Tensor, own: Tensor, differentiable: bool) -> list[Tensor]:
+    def alone(found: Sequence[Sequence[Tensor]]) -> Tensor:
+        return distance(found[0])
+
+    parts = [(views, targets)]
+    (gradient,), loss = matching_gradients(network, parts, alone, features=features, chunk=chunk)
+    return gradient, loss
+
+
+def matching_gradients(
+    network: nn.Module,
+    parts: Sequence[tuple[Tensor, Tensor]],
+    distance: Callable[[Sequence[Sequence[Tensor]]], Tensor],
+    *,
+    features: bool,
+    chunk: int,
+) -> tuple[list[Tensor], Tensor]:
+    """Return how a distance of the signatures of several batches changes with their views.
+
+    With more than `chunk` views in all, signatures are computed piece by piece without a graph;
+    the derivative of the distance by each signature then weights the signatures of its pieces,
+    each with a graph of its own. By the chain rule the result is the same, for one more forward
+    and backward pass.
+
+    Args:
+        network: with gradients for its weights.
+        parts: batches of views [B, C, H, W] with their targets, int64 [B] or [B, num_classes].
+        distance: of the signatures of all parts from something; a scalar.
+        features: whether a signature holds features.
+        chunk: most views that have a graph at once.
+
+    Returns:
+        The gradient of each part, [B, C, H, W], and the distance.
+    """
+    leaves = [views.detach() for views, _ in parts]
+
+    def of(number: int, views: Tensor, targets: Tensor, differentiable: bool) -> list[Tensor]:
         return signature(
             network,
-            part,
-            own,
-            share=len(part) / len(leaves),
+            views,
+            targets,
+            share=len(views) / len(leaves[number]),
             features=features,
             differentiable=differentiable,
         )
 
-    if len(parts) == 1:
-        leaves.requires_grad_()
-        loss = distance(part_signature(leaves, targets, differentiable=True))
-        return torch.autograd.grad(loss, leaves)[0], loss.detach()
+    if sum(map(len, leaves)) <= chunk:
+        for leaf in leaves:
+            leaf.requires_grad_()
+        loss = distance(
+            [of(n, leaf, parts[n][1], differentiable=True) for n, leaf in enumerate(leaves)]
+        )
+        return list(torch.autograd.grad(loss, leaves)), loss.detach()
 
-    sums: list[Tensor] = []
-    for part, own in parts:
-        found = part_signature(part, own, differentiable=False)
-        sums = [total + entry for total, entry in zip(sums, found, strict=True)] if sums else found
-    whole = [total.requires_grad_() for total in sums]
+    pieces = [
+        list(zip(leaf.split(chunk), targets.split(chunk), strict=True))
+        for leaf, (_, targets) in zip(leaves, parts, strict=True)
+    ]
+    whole = []
+    for number, own in enumerate(pieces):
+        found = [of(number, *piece, differentiable=False) for piece in own]
+        sums = [torch.stack(entries).sum(0) for entries in zip(*found, strict=True)]
+        whole.append([total.requires_grad_() for total in sums])
     loss = distance(whole)
-    slopes = torch.autograd.grad(loss, whole)
+    slopes = iter(torch.autograd.grad(loss, [entry for entries in whole for entry in entries]))
     gradients = []
-    for part, own in parts:
-        part.requires_grad_()
-        found = part_signature(part, own, differentiable=True)
-        weighted = torch.stack([(s * f).sum() for s, f in zip(slopes, found, strict=True)]).sum()
-        gradients.append(torch.autograd.grad(weighted, part)[0])
-    return torch.cat(gradients), loss.detach()
+    for number, own in enumerate(pieces):
+        weights = [next(slopes) for _ in whole[number]]
+        gradients.append(torch.cat([_weighted(of, number, piece, weights) for piece in own]))
+    return gradients, loss.detach()
+
+
+def _weighted(
+    of: Callable[[int, Tensor, Tensor, bool], list[Tensor]],
+    number: int,
+    piece: tuple[Tensor, Tensor],
+    weights: Sequence[Tensor],
+) -> Tensor:
+    """Return the gradient of a weighted signature by the views of a piece."""
+    views, targets = piece
+    views.requires_grad_()
+    found = of(number, views, targets, True)
+    total = torch.stack([(w * f).sum() for w, f in zip(weights, found, strict=True)]).sum()
+    return torch.autograd.grad(total, views)[0]
