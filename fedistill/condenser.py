@@ -22,7 +22,9 @@ Departures from both codes:
   one optimiser over all images, whose momentum of 0.5 has faded by the time that the class is up
   again: an image moves as far;
 - the learning rate is that of one image: the gradient of a class is multiplied by its number of
-  images, which is what "lr x IPC / 10" does in theirs;
+  images, which is what "lr x IPC / 10" does in theirs; and by the share of its views that are
+  shown: an image of a large set moves as far as one of a small set when it is its turn, and not
+  further because turns are rare (measured: experiments/LOG.md);
 - the learning rate ends at 0 (`schedule: constant` is theirs): a hundredth of their steps ends
   better on what it has found than somewhere around it (experiments/LOG.md);
 - pixels stay between black and white at every step, in normalised units;
@@ -295,7 +297,8 @@ class Condenser:
                 chunk=self.options.chunk,
             )
             (gradient,) = torch.autograd.grad(views, leaves, slope)
-            own.add_gradient(own.counts[label] * gradient, own.of(label).start)
+            seen = len(views) / (len(leaves) * self.options.tiles**2)
+            own.add_gradient(seen * own.counts[label] * gradient, own.of(label).start)
             loss = loss + part
         return loss
 

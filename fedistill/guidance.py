@@ -131,7 +131,8 @@ class MixtureGuide:
                 by_view = self._back(network, views[own.ipc].detach(), by_output)
                 (slope,) = torch.autograd.grad(views[own.ipc], leaves[own.ipc], by_view)
                 unit = self._mean_losses[self._moved[own.ipc]]
-                own.add_gradient(-options.weight * unit * own.per_image * slope)
+                seen = (options.samples / (own.per_image * self._matching.tiles**2)).clamp(max=1)
+                own.add_gradient(-options.weight * unit * seen * own.per_image * slope)
         found = self._rewards.estimates.items()
         self._trace.note(step, {f"{self._rewards.kind}/{name}": it for name, it in found})
 

@@ -107,7 +107,8 @@ class _Parts(Condenser):
             zip(starts, parts, slopes, strict=True)
         ):
             (gradient,) = torch.autograd.grad(views, leaves[number], slope)
-            own.add_gradient(gradient / (len(ends) - number), own.of(label).start + start)
+            seen = len(views) / (len(leaves[number]) * self.options.tiles**2)
+            own.add_gradient(seen * gradient / (len(ends) - number), own.of(label).start + start)
         return found[-1]
 
 
