@@ -26,9 +26,9 @@ STUDENT = {
             "schedule": "multistep", "loss": "mse", "temperature": None, "ce_weight": 0.025,
             "ema": 0.99, "zeta": 2.0},
     "lic": {**ADAMW, **KL_20, "epochs": 4000, "batch_size": BATCHES, "weight_decay": 1e-4,
-            "schedule": "two_steps", "loss": "kl", "temperature": 1.0, "ema": 0.0},
+            "schedule": "two_steps", "ema": 0.0},
     "dream": {"optimizer": "sgd", "lr": 0.01, "epochs": 4 * 1000, "batch_size": 64,
-              "weight_decay": 5e-4, "schedule": "two_steps", "loss": "kl", "temperature": 1.0, "ema": 0.0},
+              "weight_decay": 5e-4, "schedule": "two_steps", "ema": 0.0},
 }  # fmt: skip
 VIEWS = {
     "sre2l": {"views": 400, "scale": (1.0, 1.0), "shift": 4, "tiles": 1, "tile_share": 0.0,
