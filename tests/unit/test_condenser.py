@@ -144,6 +144,21 @@ def test_an_image_moves_as_far_alone_as_among_its_copies():
     torch.testing.assert_close(moved, expected, rtol=1e-3, atol=1e-6)
 
 
+def test_an_image_moves_as_far_when_it_is_its_turn_among_many():
+    """Of large sets a part is shown; its images must not move further because turns are rare."""
+    options = replace(OPTIONS, iterations=1, augmentation="none", tiles=1, batch_synthetic=2)
+    one = images_of([1, 0, 0], options)
+    start = one.pixels.detach().clone()
+    many = Images(start.repeat(6, 1, 1, 1), [6, 0, 0], 6, options, CPU)
+    Condenser(options, reference(), [one]).run()
+    Condenser(options, reference(), [many]).run()
+    moved = many.pixels.detach() - start
+    shown = moved.abs().amax((1, 2, 3)) > 0
+    assert shown.sum() == 2
+    expected = (one.pixels.detach() - start).expand(2, -1, -1, -1)
+    torch.testing.assert_close(moved[shown], expected, rtol=1e-3, atol=1e-6)
+
+
 def test_a_cosine_schedule_slows_the_images_down_to_a_halt():
     def moves(schedule: Any) -> list[float]:
         own = images_of([2, 2, 2])
