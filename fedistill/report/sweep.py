@@ -69,9 +69,16 @@ def build(folder: Path, output: Path) -> Page:
 
 def _results(state: Mapping[str, Any], rows: Sequence[Row]) -> list[Section]:
     curves, teachers = comparison.curves(rows), comparison.teachers(rows)
+    if len({row.clients for row in rows}) == 1 and len(comparison.facets(curves)) > 1:
+        first = [Section("Accuracy of the methods", _methods(state, rows, curves, teachers))]
+    else:
+        accuracy = _accuracy(state, rows, curves, teachers)
+        first = [
+            Section("Accuracy over the number of clients", accuracy),
+            Section("Two findings of the paper", _findings(curves, teachers)),
+        ]
     return [
-        Section("Accuracy over the number of clients", _accuracy(state, rows, curves, teachers)),
-        Section("Two findings of the paper", _findings(curves, teachers)),
+        *first,
         Section("Beside the paper's table", beside_paper(rows)),
         Section("Beside the distilled sets", baselines(rows)),
         Section("Other networks", _other_networks(rows)),
@@ -115,6 +122,43 @@ def _accuracy(
     for facet, name in names.items():
         blocks.append(_grid(curves, facet, teachers.get(facet, {}), name))
     return blocks
+
+
+def _methods(
+    state: Mapping[str, Any],
+    rows: Sequence[Row],
+    curves: Curves,
+    teachers: Mapping[Facet, Mapping[int, float]],
+) -> list[Block]:
+    """Return the table method x IPC of a sweep with one number of clients; the best stand out."""
+    names, clients = comparison.facets(curves), rows[0].clients
+    sizes = sorted({line.ipc for line in curves})
+    found = {(line.facet, line.ipc): curve[clients] for line, curve in curves.items()}
+    cells = [
+        [
+            name,
+            *(_cell(found.get((facet, ipc))) for ipc in sizes),
+            _mean(teachers.get(facet, {}).get(clients)),
+        ]
+        for facet, name in names.items()
+    ]
+    strong = set()
+    for column, ipc in enumerate(sizes, start=1):
+        best = max(point.mean for (_, size), point in found.items() if size == ipc)
+        strong |= {
+            (number, column)
+            for number, facet in enumerate(names)
+            if (facet, ipc) in found and found[facet, ipc].mean == best
+        }
+    caption = (
+        f"N = {clients}. Top-1 in percent, mean and standard deviation over n students of all "
+    )
+    caption += "seeds. Marked: the best of each IPC."
+    head = ["method", *(f"IPC {ipc}" for ipc in sizes), "teachers, mean"]
+    return [
+        Warnings(_warnings(state, rows)),
+        Table(head, cells, frozenset(strong), names=1, caption=caption),
+    ]
 
 
 def _caption(name: str) -> str:

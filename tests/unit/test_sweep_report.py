@@ -98,6 +98,29 @@ def test_methods_and_alphas_have_charts_of_their_own(tmp_path):
     assert "alpha 0.1, N = 2, seed 0" in text  # its partition
 
 
+def test_methods_with_one_number_of_clients_share_a_table(tmp_path):
+    folder = made_up.sweep_folder(
+        tmp_path / "s",
+        clients=(2,),
+        ipc=(1, 10),
+        seeds=(0, 1),
+        distillers=("mibdc (weight 0)", "mibdc (weight 1)"),
+    )
+    better = next(folder.glob("runs/*weight 1*/result.json"))
+    result = json.loads(better.read_text())
+    result["sets"]["10"]["students"]["convnet"] = made_up.scores(50.0, 51.0)
+    better.write_text(json.dumps(result))
+    page = read(folder)
+    assert "Accuracy of the methods" in page.headings
+    assert "Accuracy over the number of clients" not in page.headings
+    assert "Two findings of the paper" not in page.headings
+    own = sum([*made_up.made_up(1, 2, 0), *made_up.made_up(1, 2, 1)]) / 4
+    for method in ("mibdc (weight 0)", "mibdc (weight 1)"):
+        assert f"{method} {own:.2f} " in page.text
+    html = (folder / "report.html").read_text()
+    assert html.count('<td class="strong">') == 3  # both are best at IPC 1, and one at IPC 10
+
+
 def test_matching_losses_of_several_methods_share_a_chart(tmp_path):
     folder = made_up.sweep_folder(
         tmp_path / "s",
