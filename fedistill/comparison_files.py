@@ -1,4 +1,4 @@
-"""The comparison of a sweep as files: `comparison/` holds the chart and the table.
+"""The comparison of a sweep as files: `comparison/` holds the charts and the table.
 
 They hold results alone, no times: the same results give the same bytes, so that a sweep that was
 killed and resumed ends with the files of one that was not.
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from fedistill import charts, comparison, results
 from fedistill.comparison import Row
+from fedistill.matching_curves import matching_curves
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,6 +48,8 @@ def write(folder: Path) -> list[Path]:
         "table.json": (json.dumps(tree) + "\n").encode(),
         "table.html": _html(columns, data, comparison.read(folder)["name"]).encode(),
     }
+    for ipc, curves in matching_curves(rows).items():
+        contents[f"matching_ipc-{ipc}.png"] = charts.png(charts.losses(curves, "step"))
     paths = []
     for name, content in contents.items():
         paths.append(folder / FOLDER / name)

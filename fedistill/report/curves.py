@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from fedistill import charts
-from fedistill.comparison import Row, facets
+from fedistill.comparison import Row
+from fedistill.matching_curves import matching_curves
 from fedistill.report.page import Block, Chart, Pictures
 from fedistill.report.recorded import Curve, Run
 
@@ -28,27 +29,10 @@ def losses(run: Run) -> list[Block]:
 
 
 def matching(rows: Sequence[Row]) -> list[Block]:
-    """Draw how closely the sets of several methods are matched, size by size (MIBDC, Fig. 4).
-
-    Of each method the federation with the most clients, its first seed and client. A method
-    without such curves is left out; one alone is on its own run's page.
-    """
-    shown = {}
-    for row in sorted(rows, key=lambda it: (it.clients, -it.seed)):
-        shown[row.line.facet] = Run.read(row.folder)
-    curves: dict[int, dict[str, Curve]] = {}
-    names = facets(row.line for row in rows)
-    for facet, run in shown.items():
-        for ipc in map(int, run.result["sets"]):
-            curve = run.curve(f"recover/matching/ipc-{ipc}") or run.curve(
-                f"cotrain/matching/ipc-{ipc}"
-            )
-            if curve:
-                curves.setdefault(ipc, {})[names[facet]] = curve
+    """Draw how closely the sets of several methods are matched, size by size (MIBDC, Fig. 4)."""
     drawn = [
-        _loss_chart(dict(sorted(own.items())), "step", f"IPC {ipc}: loss of the matching")
-        for ipc, own in sorted(curves.items())
-        if len(own) > 1
+        _loss_chart(curves, "step", f"IPC {ipc}: loss of the matching")
+        for ipc, curves in matching_curves(rows).items()
     ]
     return [Pictures(drawn)] if drawn else []
 

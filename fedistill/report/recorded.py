@@ -112,13 +112,6 @@ class Run:
                 found[key] = [(point.step, point.value) for point in points(event)]
         return {key: found[key] for key in sorted(found)}
 
-    def curve(self, name: str) -> Curve:
-        """Return the journal's first curve of exactly this name; empty if there is none."""
-        for event in self.events:
-            if event["event"] == "curve" and event["name"] == name:
-                return [(point.step, point.value) for point in points(event)]
-        return []
-
     @cached_property
     def partition(self) -> Mapping[str, Any]:
         """Who holds what; empty if that was not kept."""

@@ -76,6 +76,7 @@ FLOORS = [
         "fedistill.findings",
         "fedistill.losses.statistics",
         "fedistill.grid",
+        "fedistill.matching_curves",
         "fedistill.models.build",
         "fedistill.models.features",
         "fedistill.records",

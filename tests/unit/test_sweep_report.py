@@ -9,6 +9,7 @@ import pytest
 from fakes import tiny_tree
 from pages import Reader, read
 
+from fedistill import comparison_files
 from fedistill.journal import Journal
 
 
@@ -149,6 +150,9 @@ def test_matching_losses_of_several_methods_share_a_chart(tmp_path):
     assert "mibdc (weight 0)" in drawn
     assert "mibdc (weight 1)" in drawn
     assert "sre2l" not in drawn
+    files = {path.name for path in comparison_files.write(folder)}
+    assert "matching_ipc-1.png" in files
+    assert "matching_ipc-10.png" not in files
 
 
 def test_rows_beside_at_the_cost_of_their_own(tmp_path):
