@@ -14,7 +14,7 @@ Choice = Literal["clusters", "random"]
 
 @dataclass(frozen=True, kw_only=True)
 class MatchingOptions:
-    """Options of the loop.
+    """Options of the loop; metric, lr and schedule chosen on held-out images of MNIST.
 
     Attributes:
         iterations: steps of all images.
@@ -44,10 +44,10 @@ class MatchingOptions:
 
     iterations: int = 1000
     restart: int = 100
-    lr: float = 0.01
+    lr: float = 0.03
     schedule: Literal["constant", "cosine"] = "cosine"
     momentum: float = 0.5
-    metric: Metric = "mse"
+    metric: Metric = "l1"
     feature_weight: float = 0.0
     tiles: int = 2
     batch_real: int = 128

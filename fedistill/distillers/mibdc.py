@@ -11,7 +11,7 @@ Choices where the paper is silent or contradicts itself:
 - L_mix is subtracted: the paper adds what it wants to be large (Eq. 3.13);
 - its weight is in units of the running mean of L_match: the paper tells no scale;
 - the denominators of its matching loss are 0 at first (Eq. 3.3): `metric: relative` takes the real
-  gradient's norm, and `mse`, the default, is plain DREAM;
+  gradient's norm, and `l1` (the default) and `mse` are DREAM's own for MNIST and for CIFAR;
 - `guidance: one_way` lets sets learn from larger ones alone;
 - rows are paired class by class: `samples` views of each class and set, drawn with replacement.
 

@@ -395,7 +395,7 @@ def mdc(counts: Sequence[int], **options: Any) -> _Subsets:
 
 def test_mdc_matches_all_images_and_the_first_ones_alike():
     """The gradient is that of N x (loss of all + loss of the subset)."""
-    loop = mdc([4, 4, 4], augmentation="none")
+    loop = mdc([4, 4, 4], augmentation="none", metric="mse")
     (own,) = loop.sets
     network = build(OPTIONS.network, SPEC, 0, "net")
     loop.batches.choose(network, [0, 1, 2])
