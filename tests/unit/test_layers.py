@@ -28,7 +28,7 @@ FLOORS = [
         "fedistill.seeding",
         "fedistill.whitening",
     ],
-    ["fedistill.config_clients", "fedistill.config_data"],
+    ["fedistill.config_clients", "fedistill.config_data", "fedistill.config_sweep"],
     ["fedistill.config_students"],
     [
         "fedistill.config",
