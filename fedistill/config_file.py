@@ -187,7 +187,11 @@ def _fill_in(config: Config) -> Config:
     temperature = _temperature(config.student.temperature, student)
     student = dataclasses.replace(student, temperature=temperature)
     distill = config.distill
-    distiller = registry.build("distillers", distill.name, distill.options)
+    try:
+        distiller = registry.build("distillers", distill.name, distill.options)
+        distiller = distiller.for_sizes(distill.ipc)
+    except ValueError as error:  # of what follows from the sizes
+        raise ConfigError(f"config has 1 error(s):\n  - distill: {error}") from error
     distill = dataclasses.replace(distill, options=dataclasses.asdict(distiller))
     # A user who wants no tiles sees a mosaic as any other image.
     tiles = 1 if config.relabel.tiles == 1 else distiller.mosaic_tiles

@@ -159,6 +159,10 @@ class Distiller(ABC):
         """Whether these sets of several IPC are made in one go: `distill_sizes` is given all."""
         return False
 
+    def for_sizes(self, ipc: Sequence[int]) -> "Distiller":
+        """Return it with the options that follow from the sizes of the config, if left out."""
+        return self
+
     @property
     def mosaic_tiles(self) -> int:
         """Tiles a side of each image, where it is a mosaic that views of single tiles suit."""

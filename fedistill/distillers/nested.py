@@ -16,7 +16,7 @@ is in several sizes are pulled by all of them, and move by the mean.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -35,26 +35,35 @@ class Nested(Condensation):
 
     Attributes:
         subsets: images per class of the sets that are to be cut out of the largest one; a client
-            that makes a part of the images takes the same share of each.
+            that makes a part of the images takes the same share of each. None: those of the config.
     """
 
-    subsets: tuple[int, ...] = (1, 10)
+    subsets: tuple[int, ...] | None = None
 
     def rules(self) -> list[Rule]:
         """See `MatchingOptions`."""
+        wanted = self.wanted
         return [
             *super().rules(),
             (
-                list(self.subsets) == sorted(set(self.subsets))
-                and min(self.subsets, default=1) > 0,
-                f"subsets is {list(self.subsets)}; accepted: sizes from 1 up that rise, each once",
+                list(wanted) == sorted(set(wanted)) and min((1, *wanted)) > 0,
+                f"subsets is {list(wanted)}; accepted: sizes from 1 up that rise, each once",
             ),
             (
-                len(self.subsets) < self.batch_synthetic,
-                f"subsets has {len(self.subsets)} sizes and batch_synthetic is "
-                f"{self.batch_synthetic}; accepted: a view of each part, and so fewer sizes",
+                len(wanted) < self.batch_synthetic,
+                f"subsets has {len(wanted)} sizes and batch_synthetic is {self.batch_synthetic}; "
+                "accepted: a view of each part, and so fewer sizes",
             ),
         ]
+
+    @property
+    def wanted(self) -> tuple[int, ...]:
+        """The subsets; none where nobody has named any."""
+        return self.subsets or ()
+
+    def for_sizes(self, ipc: Sequence[int]) -> "Nested":
+        """Match every size of the config but the largest."""
+        return self if self.subsets is not None else replace(self, subsets=tuple(sorted(ipc)[:-1]))
 
     @property
     def optimises_jointly(self) -> bool:
@@ -75,7 +84,7 @@ class _Parts(Condenser):
         self, network: nn.Module, own: Images, label: int, show: Show, distance: Distance
     ) -> Tensor:
         """Match every size by one pass over the parts; the loss is that of all images."""
-        ends = sizes_of(own.counts[label], own.ipc, self.options.subsets)
+        ends = sizes_of(own.counts[label], own.ipc, self.options.wanted)
         starts = [0, *ends[:-1]]
         leaves = [own.leaves(label, end, start) for start, end in zip(starts, ends, strict=True)]
         quotas = share_out([len(it) * self.options.tiles**2 for it in leaves],

@@ -9,10 +9,12 @@ from fakes import CONVNET, CPU, tiny_images, tiny_spec, tiny_teacher
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedistill import config_file
 from fedistill.distillers.base import Task
 from fedistill.distillers.condensation import reference_of
 from fedistill.distillers.dream import DREAM
 from fedistill.distillers.nested import Nested, share_out, sizes_of
+from fedistill.errors import ConfigError
 from fedistill.losses.matching import matching_gradient, signature, signature_distance
 from fedistill.models import build
 
@@ -84,6 +86,20 @@ def test_subsets_change_what_the_first_images_become():
     assert not torch.equal(plain[0], nested[0])
 
 
+def test_subsets_left_out_are_the_smaller_sizes_of_the_config():
+    distill: dict[str, Any] = {"name": "nested", "ipc": [2, 5, 9]}
+    filled = config_file.from_dict({"distill": distill}).distill.options["subsets"]
+    assert tuple(filled) == (2, 5)
+    given = config_file.from_dict({"distill": {**distill, "subsets": [1]}}).distill.options
+    assert tuple(given["subsets"]) == (1,)
+
+
+def test_sizes_that_the_options_cannot_serve_are_refused():
+    distill = {"name": "nested", "ipc": [1, 5, 9], "batch_synthetic": 2}
+    with pytest.raises(ConfigError, match="subsets has 2 sizes and batch_synthetic is 2"):
+        config_file.from_dict({"distill": distill})
+
+
 def test_a_set_of_one_image_has_no_parts():
     found = Nested(**QUICK, subsets=(1, 10)).distill(task(1, 1))
     assert len(found.images) == 3
@@ -123,7 +139,10 @@ def test_views_are_dealt_to_all_parts_and_none_is_wasted(wanted: list[int], most
         ({"subsets": (10, 1)}, r"subsets is \[10, 1\]; accepted: sizes from 1 up that rise"),
         ({"subsets": (1, 1)}, "subsets"),
         ({"subsets": (0, 1)}, "subsets"),
-        ({"batch_synthetic": 2}, "batch_synthetic is 2; accepted: a view of each part"),
+        (
+            {"subsets": (1, 10), "batch_synthetic": 2},
+            "batch_synthetic is 2; accepted: a view of each part",
+        ),
         ({"lr": 0.0}, "lr"),
     ],
 )
