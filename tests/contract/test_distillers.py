@@ -216,7 +216,7 @@ def test_an_unknown_option_is_refused_with_the_known_ones(name: str):
 def test_the_options_come_back_from_the_config(name: str):
     config = config_file.from_dict({"distill": {"name": name}})
     part = registry.build("distillers", name, config.distill.options)
-    assert part == registry.load("distillers", name)()
+    assert part == registry.load("distillers", name)().for_sizes(config.distill.ipc)
     assert isinstance(part.uses_real_images, bool)
     assert isinstance(part.needs_batch_norm, bool)
 
