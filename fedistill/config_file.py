@@ -96,9 +96,10 @@ def to_dict(config: Config) -> dict[str, Any]:
     tree["distill"]["regularizers"] = [_flat(item) for item in tree["distill"]["regularizers"]]
     if tree["cotrain"] is not None:
         tree["cotrain"] = _flat(tree["cotrain"])
-    sizes = tree["student"]["batch_size"]
-    if isinstance(sizes, dict):  # JSON has made the keys strings
-        tree["student"]["batch_size"] = {int(ipc): size for ipc, size in sizes.items()}
+    for key in ("epochs", "batch_size"):
+        table = tree["student"][key]
+        if isinstance(table, dict):  # JSON has made the keys strings
+            tree["student"][key] = {int(ipc): number for ipc, number in table.items()}
     return tree
 
 

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from fedistill.config_clients import ModelConfig
-from fedistill.rules import STRICT, above_zero, at_least, below_one, check
+from fedistill.rules import STRICT, Rule, above_zero, at_least, below_one, check
 
 Protocol = Literal["default", "sre2l", "rded", "gvbsm", "edc", "lic", "dream"]
 Schedule = Literal[
     "cosine", "half_cosine", "smoothing", "ssrs", "multistep", "two_steps", "constant"
 ]
+ByIpc = int | dict[int, int]  # a number, or a table {ipc: number}: see `at_ipc`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,8 @@ class StudentConfig:
 
     models: names, or mappings like `model`. The bare name of the teachers' model means the
     same model as theirs. loss `kl` compares softened labels, `mse` compares logits;
-    `ce_weight` adds cross-entropy on the hard labels. `batch_size` may be a table {ipc: size}.
+    `ce_weight` adds cross-entropy on the hard labels. `epochs` and `batch_size` may be tables
+    {ipc: number}, each entry for its IPC and those up to the next: small sets want more epochs.
     `zeta` is of the schedules `smoothing` and `ssrs` (EDC): the learning rate falls as a cosine
     that is `zeta` times as long as the training. `ranking` adds DD-Ranking's label-robust and
     augmentation-robust scores of the first model, and the rows of students that they take.
@@ -29,8 +31,8 @@ class StudentConfig:
     models: tuple[str | ModelConfig, ...] = ("convnet",)
     seeds: int = 5
     protocol: Protocol = "default"
-    epochs: int | None = None
-    batch_size: int | dict[int, int] | None = None
+    epochs: ByIpc | None = None
+    batch_size: ByIpc | None = None
     optimizer: Literal["adamw", "sgd"] | None = None
     lr: float | None = None
     weight_decay: float | None = None
@@ -49,17 +51,35 @@ class StudentConfig:
         return tuple(model for model in self.models if isinstance(model, ModelConfig))
 
     def __post_init__(self) -> None:
-        sizes = 1 if self.batch_size is None else self.batch_size
-        least = min(sizes.values(), default=0) if isinstance(sizes, dict) else sizes
         check(
             at_least(self, 0, "weight_decay", "ce_weight"),
-            at_least(self, 1, "seeds", "epochs"),
+            at_least(self, 1, "seeds"),
+            _at_every_ipc("epochs", self.epochs),
+            _at_every_ipc("batch_size", self.batch_size),
             above_zero(self, "lr", "temperature"),
             at_least(self, 1, "zeta"),
             (len(self.models) > 0, "models is empty; accepted: one or more models"),
-            (least >= 1, f"batch_size is {self.batch_size}; accepted: 1 or more"),
             below_one(self, "ema"),
         )
+
+
+def at_ipc(value: ByIpc, ipc: int) -> int:
+    """Return what holds for an IPC; in a table the entry of the nearest smaller one does."""
+    if isinstance(value, int):
+        return value
+    return value[max((known for known in value if known <= ipc), default=min(value))]
+
+
+def _at_every_ipc(key: str, value: ByIpc | None) -> Rule:
+    """Rule: this value, where it is given, is 1 or more, or a table of such by such."""
+    if value is None:
+        numbers = [1]
+    elif isinstance(value, dict):
+        numbers = [*value, *value.values()]
+    else:
+        numbers = [value]
+    accepted = "accepted: 1 or more, or a table of such by IPC: {1: 1000, 10: 300}"
+    return min(numbers, default=0) >= 1, f"{key} is {value}; {accepted}"
 
 
 Baseline = Literal[

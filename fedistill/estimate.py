@@ -14,7 +14,7 @@ import torch
 
 from fedistill import planning
 from fedistill.config import Config
-from fedistill.config_students import ENSEMBLES
+from fedistill.config_students import ENSEMBLES, at_ipc
 from fedistill.cores import set_threads, usable_cores
 from fedistill.distillers.base import Distiller, Task
 from fedistill.images import DataSpec, ImageSet
@@ -178,7 +178,8 @@ def _views(config: Config, spec: DataSpec) -> tuple[int, int]:
     rows = len(student.models) + len({*config.baselines} - _WITHOUT_A_SET)
     asked = config.partition.clients if config.relabel.name == "mean" else 1  # for every view
     labelled = images * sets * asked * (config.relabel.views or 0)
-    return labelled, images * rows * student.seeds * (student.epochs or 0)
+    trained = sum(ipc * at_ipc(student.epochs or 0, ipc) for ipc in config.distill.ipc)
+    return labelled, trained * spec.num_classes * rows * student.seeds
 
 
 def _recover_seconds(distiller: Distiller, task: Task) -> float:

@@ -33,7 +33,7 @@ Departures:
 from collections.abc import Mapping
 from typing import Any
 
-# `batch_size` may be a table {ipc: size}: the entry of the nearest smaller IPC holds.
+# `epochs` and `batch_size` may be tables {ipc: number}, see `StudentConfig`.
 _VIEWS = (
     "views", "scale", "shift", "tiles", "tile_share", "mix", "mix_alpha", "mix_probability",
 )  # fmt: skip

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fedistill import crops
 from fedistill.config import ModelConfig, StudentConfig
+from fedistill.config_students import at_ipc
 from fedistill.crops import ViewOptions, Views
 from fedistill.losses.soft_labels import logit_mse, soft_kl
 from fedistill.models import build
@@ -73,15 +74,6 @@ class Score:
         }
 
 
-def batch_size(config: StudentConfig, ipc: int) -> int:
-    """Return the batch size for an IPC; a table holds from each IPC up to the next."""
-    assert config.batch_size is not None
-    if isinstance(config.batch_size, int):
-        return config.batch_size
-    known = [size for size in config.batch_size if size <= ipc]
-    return config.batch_size[max(known, default=min(config.batch_size))]
-
-
 def train(
     synthetic: SyntheticSet,
     model_config: ModelConfig,
@@ -110,7 +102,8 @@ def train(
     Returns:
         The student (its moving average, where `ema` is above 0), and its loss curve.
     """
-    assert config.epochs is not None and config.lr is not None  # noqa: PT018
+    assert config.epochs is not None and config.batch_size is not None  # noqa: PT018
+    assert config.lr is not None
     assert config.schedule is not None and config.ema is not None  # noqa: PT018
     assert config.zeta is not None
     spec = synthetic.spec
@@ -121,13 +114,14 @@ def train(
     optimizer = _optimizer(model, config)
     images = spec.normalise(synthetic.images.to(device))
     hard_labels = synthetic.hard_labels.to(device)
-    size = batch_size(config, max(1, len(synthetic) // spec.num_classes))
-    batches = -(-len(synthetic) // size)
+    ipc = max(1, len(synthetic) // spec.num_classes)
+    epochs = at_ipc(config.epochs, ipc)
+    batches = -(-len(synthetic) // at_ipc(config.batch_size, ipc))
     curve: Curve = []
-    every = max(1, config.epochs // 50)
+    every = max(1, epochs // 50)
     outside = spec.outside(device) if _leaves_frame(synthetic, views) else None
     with seeded(model, seed, *path):
-        for epoch in range(config.epochs):
+        for epoch in range(epochs):
             model.train()
             shown, answers = _view(synthetic, views, seed, number, epoch)
             losses = []
@@ -135,7 +129,7 @@ def train(
             target = None if answers is None else answers[order].to(device).float()
             for step, place in enumerate(torch.arange(len(order)).tensor_split(batches)):
                 index = order[place].to(device)
-                done = (epoch * batches + step) / (config.epochs * batches)
+                done = (epoch * batches + step) / (epochs * batches)
                 factor = learning_rate_factor(config.schedule, done, config.zeta)
                 set_learning_rate(optimizer, config.lr * factor)
                 inputs = crops.render(images, shown, index, outside)
@@ -148,9 +142,9 @@ def train(
                 optimizer.step()
                 average.update(model)
                 losses.append(loss.detach())
-            if epoch % every == 0 or epoch + 1 == config.epochs:
+            if epoch % every == 0 or epoch + 1 == epochs:
                 curve.append((epoch + 1, torch.stack(losses).mean().item()))
-                report(epoch + 1, config.epochs)
+                report(epoch + 1, epochs)
     return average.result(model).eval(), curve
 
 

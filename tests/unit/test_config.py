@@ -237,6 +237,9 @@ def test_all_errors_come_at_once():
         ("student", "batch_size", {}),
         ("student", "batch_size", {1: 0}),
         ("student", "batch_size", {"small": 3}),
+        ("student", "epochs", {1: 0}),
+        ("student", "epochs", {0: 3}),
+        ("student", "epochs", {}),
         ("student", "weight_decay", -1),
         ("student", "ce_weight", -1),
         ("student", "temperature", 0),
@@ -438,6 +441,7 @@ configs = st.fixed_dictionaries(
             {"protocol": st.sampled_from(sorted(protocols.PROTOCOLS))},
             optional={
                 "batch_size": st.sampled_from([7, {1: 10, 50: 100}]),
+                "epochs": st.sampled_from([3, {1: 9, 10: 5}]),
                 "models": st.just(["convnet", {"name": "convnet", "depth": 3}, "resnet18"]),
             },
         ),

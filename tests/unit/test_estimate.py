@@ -41,6 +41,17 @@ def test_rows_beside_the_set_cost_labels_and_students(monkeypatch: pytest.Monkey
     assert seconds("fedavg") == pytest.approx(plain + 100 * 5 * 2)
 
 
+def test_small_sets_may_have_students_of_more_epochs(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(estimate, "usable_cores", lambda: 1)
+
+    def seconds(epochs: int | dict[int, int]) -> float:
+        config = tiny_config(distill={"ipc": [1, 3]}, student={"epochs": epochs})
+        return estimate.seconds(config, SPEC, RATES, Load(shards=[], images=[], real=0))
+
+    more = 10 * (1 * 7 + 3 * 5) - 10 * (1 + 3) * 2
+    assert seconds({1: 7, 2: 5}) == pytest.approx(seconds(2) + more * 0.5)
+
+
 def test_passes_weigh_federations_without_a_clock():
     config = tiny_config()
     little = Load(shards=[10], images=[10], real=10)

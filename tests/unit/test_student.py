@@ -12,11 +12,12 @@ from torch import nn
 from fedistill import student
 from fedistill.baselines import hard_label_set
 from fedistill.config import StudentConfig
+from fedistill.config_students import at_ipc
 from fedistill.crops import ViewOptions
 from fedistill.losses.soft_labels import soft_kl
 from fedistill.relabel import relabel
 from fedistill.sets import SyntheticSet
-from fedistill.student import Curve, Score, batch_size
+from fedistill.student import Curve, Score
 from fedistill.teacher import squeeze
 from fedistill.training import accuracy
 
@@ -133,16 +134,15 @@ def test_without_a_moving_average_the_student_is_the_last_iterate():
 
 
 @pytest.mark.parametrize(
-    ("ipc", "size"), [(1, 10), (5, 10), (10, 50), (11, 50), (50, 100), (99, 100)]
+    ("ipc", "number"), [(1, 10), (5, 10), (10, 50), (11, 50), (50, 100), (99, 100)]
 )
-def test_a_table_of_batch_sizes_holds_from_each_ipc_to_the_next(ipc: int, size: int):
-    config = replace(RECIPE, batch_size={1: 10, 10: 50, 50: 100})
-    assert batch_size(config, ipc) == size
-    assert batch_size(replace(RECIPE, batch_size=7), ipc) == 7
+def test_a_table_by_ipc_holds_from_each_entry_to_the_next(ipc: int, number: int):
+    assert at_ipc({1: 10, 10: 50, 50: 100}, ipc) == number
+    assert at_ipc(7, ipc) == 7
 
 
 def test_below_its_first_entry_a_table_gives_that_entry():
-    assert batch_size(replace(RECIPE, batch_size={10: 50, 50: 100}), 1) == 50
+    assert at_ipc({10: 50, 50: 100}, 1) == 50
 
 
 def batches_of(monkeypatch: pytest.MonkeyPatch, synthetic: SyntheticSet, size: int) -> list[int]:
@@ -228,6 +228,12 @@ def test_progress_is_reported_to_the_last_epoch(taught: SyntheticSet):
     _, curve = trained(taught, long)
     assert 50 <= len(curve) <= 67
     assert curve[-1][0] == 130
+
+
+def test_epochs_may_differ_by_images_per_class(taught: SyntheticSet):
+    ipc = len(taught) // taught.spec.num_classes
+    _, curve = trained(taught, replace(RECIPE, epochs={1: 3, ipc: 2, ipc + 1: 1}))
+    assert curve[-1][0] == 2
 
 
 def test_a_score_has_mean_and_sample_deviation():
