@@ -200,6 +200,10 @@ class Condenser:
         """Say which images of a set are not to move; none, here."""
         return []
 
+    def matched(self, losses: Tensor) -> dict[int, Tensor]:
+        """Name the losses of a step, [number of sets], by the IPC that they say something of."""
+        return {own.ipc: losses[number] for number, own in enumerate(self.sets)}
+
     @property
     def curves(self) -> dict[str, list[tuple[int, float]]]:
         """The loss of each set's matching over the steps, `matching/ipc-10`; what a guide noted."""
@@ -214,7 +218,7 @@ class Condenser:
         for label in self._labels:
             losses += self._match(network, label)
         self._trace.note(
-            step, {f"matching/ipc-{own.ipc}": losses[n] for n, own in enumerate(self.sets)}
+            step, {f"matching/ipc-{ipc}": loss for ipc, loss in self.matched(losses).items()}
         )
         if self._guide is not None:
             self._guide.add(network, self.batches, losses)

@@ -80,6 +80,14 @@ class Nested(Condensation):
 class _Parts(Condenser):
     options: Nested
 
+    def prepare(self, network: nn.Module, step: int) -> None:
+        """Forget the losses of the step before."""
+        self._subset_losses: dict[int, Tensor] = {}
+
+    def matched(self, losses: Tensor) -> dict[int, Tensor]:
+        """Name the losses of the subsets too."""
+        return {**self._subset_losses, **super().matched(losses)}
+
     def match_set(
         self, network: nn.Module, own: Images, label: int, show: Show, distance: Distance
     ) -> Tensor:
@@ -118,6 +126,9 @@ class _Parts(Condenser):
             (gradient,) = torch.autograd.grad(views, leaves[number], slope)
             seen = len(views) / (len(leaves[number]) * self.options.tiles**2)
             own.add_gradient(seen * gradient / (len(ends) - number), own.of(label).start + start)
+        for size in self.options.wanted:
+            loss = found[ends.index(size_of(size, own.counts[label], own.ipc))]
+            self._subset_losses[size] = self._subset_losses.get(size, torch.zeros_like(loss)) + loss
         return found[-1]
 
 
@@ -129,8 +140,12 @@ def sizes_of(count: int, ipc: int, subsets: Sequence[int]) -> list[int]:
         ipc: of the whole set; 0: not known, so this client makes it all.
         subsets: images per class of the sets to be cut out of it.
     """
-    own = {max(1, round(size * count / (ipc or count))) for size in subsets}
-    return [*sorted(size for size in own if size < count), count]
+    return sorted({*(size_of(size, count, ipc) for size in subsets), count})
+
+
+def size_of(subset: int, count: int, ipc: int) -> int:
+    """Return how many of `count` images of a class stand for a subset; see `sizes_of`."""
+    return min(count, max(1, round(subset * count / (ipc or count))))
 
 
 def share_out(wanted: Sequence[int], most: int) -> list[int]:

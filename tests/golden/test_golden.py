@@ -21,6 +21,7 @@ from fedistill.distillers.edc import EDC
 from fedistill.distillers.gvbsm import GVBSM
 from fedistill.distillers.mdc import MDC
 from fedistill.distillers.mibdc import MIBDC
+from fedistill.distillers.nested import Nested
 from fedistill.distillers.sre2l import SRe2L
 from fedistill.losses.total_variation import TotalVariation
 from fedistill.seeding import generator
@@ -127,6 +128,7 @@ RECIPES = {
         warmup=0.1,
     ),
     "mdc": MDC(**MATCHING, review=5),
+    "nested": Nested(**MATCHING, subsets=(1,)),
     "dm": DM(
         iterations=20,
         lr=1.0,

@@ -51,11 +51,13 @@ def test_an_image_is_pulled_by_the_mean_of_the_sizes_it_is_in(chunk: int):
     real = asked.spec.normalise(asked.shard.images[asked.shard.labels == 1])
     wanted = signature(network, real, torch.ones(len(real), dtype=torch.int64))
     distance = partial(signature_distance, wanted=wanted, metric="mse", feature_weight=0.0)
+    loop.prepare(network, 0)
     loss = loop.match_set(
         network, own, 1, lambda views: (views, torch.ones(len(views), dtype=torch.int64)), distance
     )
 
     expected = torch.zeros_like(own.pixels)
+    alone = {}
     for size in (1, 3, 6):
         images = own.pixels.detach()[6 : 6 + size]
         labels = torch.ones(size, dtype=torch.int64)
@@ -63,11 +65,12 @@ def test_an_image_is_pulled_by_the_mean_of_the_sizes_it_is_in(chunk: int):
             network, images, labels, distance, features=False, chunk=128
         )
         expected[6 : 6 + size] += size * slope
+        alone[size] = of_size
     shares = torch.tensor([1 / 3, 1 / 2, 1 / 2, 1, 1, 1])[:, None, None, None]
     expected[6:12] *= shares
     assert expected.abs().max() > 0
     torch.testing.assert_close(own.pixels.grad, expected, rtol=1e-3, atol=1e-7)
-    torch.testing.assert_close(loss, of_size)
+    torch.testing.assert_close(loop.matched(loss[None]), alone)
 
 
 def test_without_subsets_it_is_dream():
@@ -84,6 +87,14 @@ def test_subsets_change_what_the_first_images_become():
         for subsets in ((), (1,))
     )
     assert not torch.equal(plain[0], nested[0])
+
+
+def test_the_loss_of_every_size_is_noted_anew_in_each_step():
+    found = Nested(**QUICK, subsets=(1, 2), lr=1e-9).distill(task(4, 4))
+    assert set(found.curves) == {"matching/ipc-1", "matching/ipc-2", "matching/ipc-4"}
+    for curve in found.curves.values():
+        (_, first), (_, second) = curve
+        assert second == pytest.approx(first, rel=0.5)  # not their sum
 
 
 def test_subsets_left_out_are_the_smaller_sizes_of_the_config():
