@@ -18,6 +18,7 @@ from fedistill.shares import Share
 SPEC = tiny_spec()
 QUICK: dict[str, Any] = {
     "iterations": 3, "width": 4, "depth": 2, "network_images": 6, "batch_real": 4, "lr": 1.0,
+    "reference": "largest",
 }  # fmt: skip
 SETS = {ipc: tiny_set(ipc) for ipc in (1, 2, 4)}
 TEACHERS = {3: tiny_teacher(3), 0: tiny_teacher(0)}
@@ -96,7 +97,7 @@ def test_a_public_set_moves_all_sizes():
             synthetic, images=synthetic.images[order], hard_labels=synthetic.hard_labels[order]
         )
     teachers = {0: Constant([0.0] * 10)}
-    options = MIB(**QUICK, reference="public", public="digits")
+    options = MIB(**QUICK | {"reference": "public", "public": "digits"})
     found, _ = cotrain(options, sets, (), teachers, seed=0, device=CPU)
     assert all(not torch.equal(found[n].images, sets[n].images) for n in sets)
 
@@ -148,7 +149,7 @@ def test_sizes_of_mibdc_must_rise():
         ({"name": "mob"}, "cotrain.name: 'mob' does not exist"),
         ({"iteration": 3}, "cotrain.iteration: unknown key.*did you mean 'iterations'"),
         ({"reference": "public"}, "reference is public and public is None"),
-        ({"public": "digits"}, "reference is largest and public is 'digits'"),
+        ({"public": "digits"}, "reference is union and public is 'digits'"),
         ({"reference": "biggest"}, "cotrain.reference"),
         ({"iterations": 0}, "iterations is 0"),
         (["mib"], "cotrain"),
