@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from fedistill import config_file
 from fedistill.config import Config, ModelConfig
 from fedistill.crops import ViewOptions
+from fedistill.errors import ConfigError
 from fedistill.images import DataSpec, ImageSet
 from fedistill.models import build
 from fedistill.seeding import generator
@@ -137,3 +139,10 @@ def run_python(code: str, blocked: Iterable[str] = ()) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def refusal(text: str, *overrides: str) -> str:
+    """Return what is said of a config that is refused."""
+    with pytest.raises(ConfigError) as raised:
+        config_file.loads(text, overrides)
+    return str(raised.value)
