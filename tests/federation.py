@@ -2,15 +2,17 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fakes import CPU
+from fakes import CPU, tiny_config
 from flwr.app import Error, Message
 from flwr.serverapp.strategy import Result
 
-from fedistill import client_app, data
+from fedistill import client_app, data, runner
 from fedistill.config import Config
 from fedistill.sets import SyntheticSet
 from fedistill.shares import Share
@@ -39,6 +41,24 @@ class Silent(local.LocalGrid):
         if self.is_lost(message):  # as a SuperLink says when the time to live has ended
             return Message(Error(3, "the message has expired"), reply_to=message)
         return super()._answer(message)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a whole run has left."""
+
+    config: Config
+    folder: Path
+    result: dict[str, Any]
+
+    def set_of(self, ipc: int) -> SyntheticSet:
+        return SyntheticSet.load(self.folder / "sets" / f"ipc-{ipc}")
+
+
+def run(folder: Path, **sections: Any) -> Run:
+    """Run the tiny config with some sections changed, evaluation and files included."""
+    config = tiny_config(**sections)
+    return Run(config, folder, runner.run(config, folder, "local"))
 
 
 def start(

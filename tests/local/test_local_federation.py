@@ -2,8 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +10,12 @@ import numpy as np
 import pytest
 import torch
 from fakes import tiny_config, tiny_tree
-from federation import Backwards, Silent, assert_full, failing, spoiled, start
-from flwr.app import Message
+from federation import Backwards, Run, assert_full, run, start
 
-from fedistill import config_file, data, partition, pipeline, planning, results, runner, wire
-from fedistill.config import Config
-from fedistill.device import Device, Holding
-from fedistill.errors import ClientsFailed, ConfigError, OutputError, PartitionError, UserError
-from fedistill.images import DataSpec
+from fedistill import config_file, data, partition, pipeline, runner, wire
+from fedistill.errors import ConfigError, OutputError, PartitionError, UserError
 from fedistill.models import build
 from fedistill.sets import SyntheticSet
-from fedistill.shares import Share
-
-
-@dataclass(frozen=True)
-class Run:
-    config: Config
-    folder: Path
-    result: dict[str, Any]
-
-    def set_of(self, ipc: int) -> SyntheticSet:
-        return SyntheticSet.load(self.folder / "sets" / f"ipc-{ipc}")
-
-
-def run(folder: Path, **sections: Any) -> Run:
-    config = tiny_config(**sections)
-    return Run(config, folder, runner.run(config, folder, "local"))
 
 
 @pytest.fixture(scope="module")
@@ -248,148 +227,6 @@ def test_a_run_with_clients_without_slots_is_written_down(tmp_path: Path):
     assert found.result["sets"]["1"]["sha256"] == alone.sha256
 
 
-def test_a_client_that_raises_is_named_and_its_slots_are_filled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    failing(monkeypatch, 1)
-    found = run(tmp_path / "run", partition={"clients": 3}, distill={"ipc": [2, 5]})
-    assert found.result["absent_clients"] == [1]
-    for ipc in (2, 5):
-        synthetic = found.set_of(ipc)
-        assert_full(synthetic, ipc)
-        assert set(synthetic.clients.tolist()) == {0, 2}
-        assert synthetic.card["provenance"]["absent_clients"] == [1]
-    top1 = found.result["teachers"]["top1"]
-    assert [value is None for value in top1] == [False, True, False]
-    stages = found.result["bytes"]["per_client"]
-    assert stages["1"]["stages"][wire.DISTILL]["up"] == 0
-    assert stages["1"]["stages"][wire.DISTILL]["down"] > 0
-
-
-def test_images_made_in_a_second_round_differ_from_those_of_the_first(
-    monkeypatch: pytest.MonkeyPatch,
-):
-    failing(monkeypatch, 0)
-    strategy, _ = start(tiny_config(partition={"clients": 2}, distill={"ipc": [4]}))
-    synthetic = strategy.sets[4]
-    assert_full(synthetic, 4)
-    assert set(synthetic.clients.tolist()) == {1}
-    assert len({image.numpy().tobytes() for image in synthetic.images}) == 40
-
-
-@pytest.mark.parametrize("name", ["dm", "mibdc"])
-def test_every_size_of_a_method_that_optimises_jointly_is_repaired(
-    name: str, monkeypatch: pytest.MonkeyPatch
-):
-    failing(monkeypatch, 1)
-    tree = tiny_tree(partition={"clients": 3})
-    tree["distill"] = {"name": name, "ipc": [1, 4], "iterations": 2, "width": 4}
-    hashes = set()
-    for _ in range(2):
-        strategy, _ = start(config_file.from_dict(tree))
-        for ipc in (1, 4):
-            assert_full(strategy.sets[ipc], ipc)
-            assert 1 not in strategy.sets[ipc].clients
-        hashes.add(tuple(it.sha256 for it in strategy.sets.values()))
-    assert len(hashes) == 1
-
-
-def test_a_repaired_run_is_repeatable(monkeypatch: pytest.MonkeyPatch):
-    failing(monkeypatch, 1)
-    config = tiny_config(partition={"clients": 3}, distill={"ipc": [3]})
-    hashes = {start(config)[0].sets[3].sha256 for _ in range(2)}
-    assert len(hashes) == 1
-
-
-def test_a_client_that_falls_silent_in_the_second_round_is_left_out(
-    monkeypatch: pytest.MonkeyPatch,
-):
-    failing(monkeypatch, 2)
-
-    class SecondTime(Silent):
-        """Client 1 never answers a second request to distil."""
-
-        rounds = 0
-
-        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-            messages = list(messages)
-            self.rounds += messages[0].metadata.message_type == wire.DISTILL
-            assert self.rounds < 5, "the same client is asked again and again"
-            return super().push_messages(messages)
-
-        def is_lost(self, message: Message) -> bool:
-            return self.rounds == 2 and message.metadata.dst_node_id == 101
-
-    config = tiny_config(partition={"clients": 3}, distill={"ipc": [3]})
-    strategy, _ = start(config, SecondTime)
-    assert strategy.failures.keys() == {1, 2}
-    assert "no answer" in strategy.failures[1]
-    assert_full(strategy.sets[3], 3)
-    assert set(strategy.sets[3].clients.tolist()) == {0}
-
-
-def wrong_teacher(share: Share) -> Share:
-    return replace(share, teachers=({"weight": torch.zeros(3)},))
-
-
-def nan_teacher(share: Share) -> Share:
-    state = {name: tensor.clone() for name, tensor in share.teachers[0].items()}
-    state["classifier.bias"][0] = float("nan")
-    return replace(share, teachers=(state,))
-
-
-@pytest.mark.parametrize(
-    "lie",
-    [
-        lambda share: replace(share, teachers=()),
-        lambda share: replace(share, images=share.images[1:]),
-        lambda share: replace(share, images=share.images.float()),
-        lambda share: replace(share, partition_id=0),
-        lambda share: replace(share, seconds={}),
-        wrong_teacher,
-        nan_teacher,
-    ],
-    ids=["no teacher", "an image short", "floats", "another's id", "no seconds", "wrong weights",
-         "nan"],
-)  # fmt: skip
-def test_a_share_that_breaks_the_contract_is_refused_and_made_up_for(
-    lie: Callable[[Share], Share], monkeypatch: pytest.MonkeyPatch
-):
-    spoiled(monkeypatch, lambda share, _: lie(share) if share.partition_id == 1 else share)
-    strategy, _ = start(tiny_config())
-    assert list(strategy.failures) == [1]
-    assert list(strategy.teachers) == [0]
-    assert_full(strategy.sets[1], 1)
-
-
-def test_too_few_clients_end_the_run_with_the_reasons(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    failing(monkeypatch, 0, 2)
-    with pytest.raises(ClientsFailed) as raised:
-        run(tmp_path / "run", partition={"clients": 3}, federation={"min_clients": 2})
-    for part in ("1 of 3 clients", "min_clients is 2", "client 0", "client 2", "out of memory"):
-        assert part in str(raised.value)
-    failure = results.read_failure(tmp_path / "run")
-    assert failure is not None
-    assert (failure["error"], failure["user_error"]) == ("ClientsFailed", False)
-    assert failure["message"] == str(raised.value)
-    assert not (tmp_path / "run" / "result.json").exists()
-
-
-def test_no_client_left_ends_the_run(monkeypatch: pytest.MonkeyPatch):
-    failing(monkeypatch, 0, 1)
-    with pytest.raises(ClientsFailed, match="0 of 2 clients"):
-        start(tiny_config())
-
-
-def test_a_class_held_by_failed_clients_alone_ends_the_run(monkeypatch: pytest.MonkeyPatch):
-    failing(monkeypatch, 0)
-    split = {"name": "pathological", "clients": 5, "classes_per_client": 2}
-    with pytest.raises(ClientsFailed, match=r"is held by no client.*failed: "):
-        start(tiny_config(partition=split))
-
-
 def test_clients_with_few_classes_make_those_alone():
     config = tiny_config(
         partition={"name": "pathological", "clients": 5, "classes_per_client": 3},
@@ -401,21 +238,6 @@ def test_clients_with_few_classes_make_those_alone():
         strategy.sets[2].clients.tolist(), strategy.sets[2].hard_labels.tolist(), strict=True
     ):
         assert strategy.descriptions[client].histogram[label] > 0
-
-
-def test_a_failed_description_leaves_the_client_out(monkeypatch: pytest.MonkeyPatch):
-    images = Device.images
-
-    def broken(self: Device, config: Config, spec: DataSpec, partition_id: int) -> Holding:
-        if partition_id == 0:
-            raise OSError("the disk is gone")
-        return images(self, config, spec, partition_id)
-
-    monkeypatch.setattr(Device, "images", broken)
-    strategy, _ = start(tiny_config())
-    assert "the disk is gone" in strategy.failures[0]
-    assert_full(strategy.sets[1], 1)
-    assert strategy.descriptions.keys() == {1}
 
 
 def test_teachers_may_differ_from_client_to_client():
@@ -501,34 +323,3 @@ def test_a_distilled_set_teaches_better_than_chance(tmp_path: Path):
     )
     assert found.result["teachers"]["top1_mean"] > 60
     assert found.result["sets"]["4"]["students"]["convnet"]["top1_mean"] > 40
-
-
-def test_a_share_of_the_clients_drops_out_and_the_set_is_full():
-    config = tiny_config(
-        partition={"clients": 5}, distill={"ipc": [2]}, federation={"dropout": 0.4}
-    )
-    strategy, _ = start(config)
-    assert len(strategy.failures) == 2
-    assert all("federation.dropout" in why for why in strategy.failures.values())
-    assert_full(strategy.sets[2], 2)
-    again, _ = start(config)
-    assert again.failures.keys() == strategy.failures.keys()
-    drawn = {planning.dropped(replace(config, seed=seed)) for seed in range(8)}
-    assert frozenset(strategy.failures) in drawn
-    assert len(drawn) > 2
-
-
-def test_teachers_whose_answers_overflow_are_refused(monkeypatch: pytest.MonkeyPatch):
-    def huge(share: Share, attempt: int) -> Share:
-        if share.partition_id != 1:
-            return share
-        state = {
-            name: tensor * 1e30 if tensor.is_floating_point() else tensor
-            for name, tensor in share.teachers[0].items()
-        }
-        return replace(share, teachers=(state,))
-
-    spoiled(monkeypatch, huge)
-    strategy, _ = start(tiny_config(partition={"clients": 3}, distill={"ipc": [2]}))
-    assert "not finite" in strategy.failures[1]
-    assert_full(strategy.sets[2], 2)

@@ -1,9 +1,5 @@
-"""A data set is found and read as it is, or one message says what is wrong with it."""
+"""A data set is found, and read as it is."""
 
-import time
-from concurrent.futures import ProcessPoolExecutor
-from io import BytesIO
-from multiprocessing import get_context
 from pathlib import Path
 
 import datasets
@@ -11,63 +7,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from toy_data import class_folders, encoded, load, message_of, tables
 
-from fedistill import data, whitening
-from fedistill.config import DataConfig
-from fedistill.errors import DataError
+from fedistill import data
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("FEDISTILL_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-def picture(value: int, mode: str = "RGB", size: tuple[int, int] = (8, 8)) -> Image.Image:
-    return Image.new("RGB", size, (value, value // 2, 0)).convert(mode)
-
-
-def class_folders(root: Path, mode: str = "RGB", classes: str = "ab", count: int = 4) -> Path:
-    for split in ("train", "test"):
-        for number, name in enumerate(classes):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                picture(40 * number + i, mode).save(folder / f"{i}.png")
-    return root
-
-
-def encoded(value: int) -> dict[str, object]:
-    file = BytesIO()
-    picture(value).save(file, "PNG")
-    return {"bytes": file.getvalue(), "path": None}
-
-
-def tables(
-    root: Path, labels: dict[str, list[object]], kind: object, column: str = "label"
-) -> Path:
-    root.mkdir(parents=True, exist_ok=True)
-    for split, found in labels.items():
-        rows = {"img": [encoded(10 * i) for i in range(len(found))], column: found}
-        features = datasets.Features({"img": datasets.Image(), column: kind})
-        table = datasets.Dataset.from_dict(rows, features=features)
-        table.to_parquet(root / f"{split}-00000-of-00001.parquet")
-    return root
-
-
-def load(folder: Path | str, seed: int = 0, **options: object) -> data.Data:
-    return data.load(DataConfig(name=str(folder), **options), seed)
-
-
-def message_of(folder: Path | str, **options: object) -> str:
-    with pytest.raises(DataError) as caught:
-        load(folder, **options)
-    return str(caught.value)
-
-
-# What is found
 
 
 def test_digits_need_no_files():
@@ -205,9 +149,6 @@ def test_a_mirrored_digit_is_another_digit(tmp_path: Path, name: str, flip: bool
     assert load(folder, flip=not flip).spec.flip is not flip
 
 
-# What is kept of it
-
-
 def test_fraction_keeps_that_share_of_every_class():
     whole, part = load("digits"), load("digits", fraction=0.1)
     for had, kept in zip(whole.train.histogram(10), part.train.histogram(10), strict=True):
@@ -237,206 +178,6 @@ def test_fraction_does_not_change_what_is_held_out():
 
 def test_a_validation_share_of_no_image_is_refused():
     assert "raise it" in message_of("digits", validation=1e-6)
-
-
-# The cache
-
-
-def test_a_whitening_is_fitted_to_the_training_images_that_are_kept():
-    found = load("digits", zca=True, fraction=0.5, validation=0.2)
-    plain = load("digits", fraction=0.5, validation=0.2)
-    assert found.spec.zca == whitening.fit(plain.train.images)
-    assert plain.spec.zca is None
-    assert found.fingerprint == plain.fingerprint
-    assert torch.equal(found.test.images, plain.test.images)
-    assert found.spec.zca != load("digits", zca=True).spec.zca
-
-
-def test_a_whitening_is_fitted_once(cache: Path, monkeypatch: pytest.MonkeyPatch):
-    calls = []
-    fit = whitening.fit
-    monkeypatch.setattr(whitening, "fit", lambda images: calls.append(len(images)) or fit(images))
-    load("digits")
-    assert calls == []
-    first, second = load("digits", zca=True), load("digits", zca=True)
-    assert calls == [1437]
-    assert first.spec == second.spec
-    load("digits", zca=True, fraction=0.5)
-    assert len(calls) == 2
-    for path in cache.glob("whitening-*"):
-        path.write_bytes(path.read_bytes()[:-1])
-    assert load("digits", zca=True).spec == first.spec
-    assert len(calls) == 3
-
-
-def test_images_that_are_too_large_to_be_whitened_are_refused(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(whitening, "LARGEST", 64)
-    assert load("digits", zca=True).spec.zca is not None
-    found = message_of("digits", zca=True, size=9)
-    assert "an image holds 81 numbers" in found
-    assert "accepted: up to 64 numbers; set data.size, or data.zca to false" in found
-
-
-def test_images_are_decoded_once(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
-    folder = class_folders(tmp_path / "toy")
-    first = load(folder)
-    assert len(list(cache.iterdir())) == 1
-    monkeypatch.setattr(data, "_decode", None)
-    assert load(folder).fingerprint == first.fingerprint
-    assert load(folder).spec == first.spec
-
-
-def test_changed_files_and_another_size_are_decoded_again(tmp_path: Path):
-    folder = class_folders(tmp_path / "toy")
-    first = load(folder)
-    assert load(folder, size=4).spec.size == 4
-    picture(255).save(folder / "train" / "a" / "0.png")
-    assert load(folder).fingerprint != first.fingerprint
-
-
-@pytest.mark.parametrize("damage", ["cut", "flipped", "emptied"])
-def test_a_damaged_cache_is_rebuilt(
-    tmp_path: Path, cache: Path, damage: str, caplog: pytest.LogCaptureFixture
-):
-    folder = class_folders(tmp_path / "toy")
-    first = load(folder)
-    path = next(cache.iterdir())
-    whole = path.read_bytes()
-    flipped = whole[:-1] + bytes([whole[-1] ^ 1])
-    path.write_bytes({"cut": whole[:-9], "flipped": flipped, "emptied": b""}[damage])
-    assert load(folder).fingerprint == first.fingerprint
-    assert "damaged" in caplog.text
-    caplog.clear()
-    assert load(folder).fingerprint == first.fingerprint
-    assert not caplog.text
-
-
-def test_a_cache_that_cannot_be_written_is_a_warning(
-    tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
-):
-    cache.write_text("a file is in the way")
-    assert len(load(class_folders(tmp_path / "toy")).train) == 8
-    assert "set FEDISTILL_CACHE" in caplog.text
-
-
-def test_processes_that_decode_at_the_same_time_agree(tmp_path: Path, cache: Path):
-    folder = class_folders(tmp_path / "toy", count=50)
-    config = DataConfig(name=str(folder))
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        jobs = [pool.submit(data.load, config) for _ in range(2)]
-        found = {job.result().fingerprint for job in jobs}
-    assert found == {load(folder).fingerprint}
-    assert [path.suffix for path in cache.iterdir()] == [".safetensors"]
-
-
-# What is wrong with it
-
-
-def test_a_missing_folder(tmp_path: Path):
-    assert "no such folder" in message_of(tmp_path / "nowhere")
-
-
-def test_a_file_instead_of_a_folder(tmp_path: Path):
-    (tmp_path / "train.parquet").write_text("")
-    assert "give the folder" in message_of(tmp_path / "train.parquet")
-
-
-def test_an_empty_folder(tmp_path: Path):
-    assert "found: no folder" in message_of(tmp_path)
-
-
-def test_no_test_split(tmp_path: Path):
-    folder = class_folders(tmp_path / "toy")
-    (folder / "test").rename(folder / "extra")
-    assert "no test split, only extra, train" in message_of(folder)
-
-
-def test_an_empty_test_split(tmp_path: Path):
-    folder = class_folders(tmp_path / "toy")
-    for file in folder.glob("test/*/*.png"):
-        file.unlink()
-    assert "test split is empty" in message_of(folder)
-
-
-def test_a_damaged_image_is_named(tmp_path: Path):
-    folder = class_folders(tmp_path / "toy")
-    path = folder / "train" / "b" / "2.png"
-    path.write_bytes(path.read_bytes()[:50])
-    assert f"{path} is not an image" in message_of(folder)
-
-
-def test_an_image_of_16_bits_is_named(tmp_path: Path):
-    folder = class_folders(tmp_path / "toy", "L")
-    Image.fromarray(np.full((8, 8), 4000, np.uint16)).save(folder / "train" / "a" / "0.png")
-    assert "accepted: 8 bits a channel" in message_of(folder)
-
-
-def test_a_class_that_nobody_holds_is_named(tmp_path: Path):
-    kind = datasets.ClassLabel(names=["cat", "dog", "yak"])
-    folder = tables(tmp_path / "toy", {"train": [0, 1, 1], "test": [0]}, kind)
-    assert "no training image of class yak" in message_of(folder)
-
-
-def test_a_damaged_parquet_file_is_named(tmp_path: Path):
-    kind = datasets.ClassLabel(names=["x"])
-    folder = tables(tmp_path / "toy", {"train": [0], "test": [0]}, kind)
-    path = folder / "train-00000-of-00001.parquet"
-    path.write_bytes(path.read_bytes()[:-20])
-    assert f"{path} is not a whole parquet file" in message_of(folder)
-
-
-def test_a_damaged_page_of_a_parquet_file_is_one_message(tmp_path: Path):
-    kind = datasets.ClassLabel(names=["x"])
-    folder = tables(tmp_path / "toy", {"train": [0] * 50, "test": [0]}, kind)
-    path = folder / "train-00000-of-00001.parquet"
-    whole = bytearray(path.read_bytes())
-    whole[4:400] = bytes(396)
-    path.write_bytes(whole)
-    assert "split train" in message_of(folder)
-
-
-def test_a_gap_in_the_images_is_named(tmp_path: Path):
-    features = datasets.Features({"img": datasets.Image(), "label": datasets.Value("int64")})
-    rows = {"img": [encoded(0), None], "label": [0, 0]}
-    for split in ("train", "test"):
-        table = datasets.Dataset.from_dict(rows, features=features)
-        table.to_parquet(tmp_path / f"{split}-0.parquet")
-    assert "split train, row 1 is not an image" in message_of(tmp_path)
-
-
-@pytest.mark.parametrize("labels", [[0, -1], [0, None]])
-def test_labels_out_of_range_are_named(tmp_path: Path, labels: list[object]):
-    folder = tables(tmp_path / "toy", {"train": labels, "test": [0]}, datasets.Value("int64"))
-    assert f"labels that are no class: {labels[1]}" in message_of(folder)
-
-
-def test_no_image_column(tmp_path: Path):
-    for split in ("train", "test"):
-        table = datasets.Dataset.from_dict({"text": ["a"], "label": [0]})
-        table.to_parquet(tmp_path / f"{split}-0.parquet")
-    assert "has no image column; found: text (Value)" in message_of(tmp_path)
-
-
-def test_no_label_column(tmp_path: Path):
-    kind = datasets.Value("float32")
-    folder = tables(tmp_path / "toy", {"train": [0.5], "test": [0.5]}, kind, "score")
-    assert "has no label column; found: img (Image), score (Value)" in message_of(folder)
-
-
-@pytest.mark.parametrize("name", ["mnist", "nobody/nothing"])
-def test_a_hub_that_cannot_be_reached_is_one_quick_message(
-    name: str, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    start = time.perf_counter()
-    found = message_of(name)
-    assert "cannot be read from the Hugging Face hub" in found
-    assert "data.name=digits" in found
-    assert time.perf_counter() - start < 5
-
-
-# The real files
 
 
 @pytest.mark.real
