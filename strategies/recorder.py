@@ -48,9 +48,13 @@ class Recorder:
             source: tags that say who started the run, and from which commit.
         """
         config = self.config
+        # In a sweep, what is varied tells runs with one number of clients apart.
+        method = source.get("variant", config.distill.name)
+        alpha = config.partition.alpha
+        skew = "" if alpha is None else f" alpha {alpha:g}"
         self.journal.start(
             experiment=config.tracking.experiment or f"fedistill-{self.data.spec.name}",
-            run_name=f"{self._clients} {config.distill.name} {config.relabel.name} s{config.seed}",
+            run_name=f"{self._clients} {method}{skew} {config.relabel.name} s{config.seed}",
             tags={
                 **source,
                 "config_hash": config_file.sha256(config),

@@ -41,24 +41,27 @@ def beside_paper(rows: Sequence[Row]) -> list[Block]:
 
 
 def _table(paper: published.Published, rows: Sequence[Row]) -> Table:
-    curves, teachers = comparison.curves(rows), comparison.teachers(rows)
+    curves, names = comparison.curves(rows), comparison.facets(row.line for row in rows)
+    several = len(names) > 1
     lines = []
     for line, curve in curves.items():
         for clients, point in curve.items():
             theirs = paper.top1(line.ipc, clients)
             if theirs is not None:
                 ours = [f"{line.ipc}", f"{clients}", score(*point), f"{point.n}"]
-                lines.append([*ours, f"{theirs:.1f}", f"{point.mean - theirs:+.2f}"])
-    tested = {n: mean for found in teachers.values() for n, mean in found.items()}
-    for clients, mean in tested.items():
-        if clients <= len(paper.teachers):
-            theirs = paper.teachers[clients - 1]
-            ours = ["teachers", f"{clients}", f"{mean:.2f}", "-"]
-            lines.append([*ours, f"{theirs:.1f}", f"{mean - theirs:+.2f}"])
+                compared = [f"{theirs:.1f}", f"{point.mean - theirs:+.2f}"]
+                lines.append([names[line.facet]] * several + ours + compared)
+    for facet, tested in comparison.teachers(rows).items():
+        for clients, mean in tested.items():
+            if clients <= len(paper.teachers):
+                theirs = paper.teachers[clients - 1]
+                ours = ["teachers", f"{clients}", f"{mean:.2f}", "-"]
+                compared = [f"{theirs:.1f}", f"{mean - theirs:+.2f}"]
+                lines.append([names[facet]] * several + ours + compared)
     return Table(
-        ["IPC", "N", "ours", "n", "paper", "difference"],
+        ["method"] * several + ["IPC", "N", "ours", "n", "paper", "difference"],
         lines,
-        names=0,
+        names=int(several),
         caption=f"Ours beside {paper.name} of {published.PAPER}, {published.DOI}; in percent.",
     )
 

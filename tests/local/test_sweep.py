@@ -123,6 +123,7 @@ def test_options_that_are_varied_are_compared_like_methods(
     for row, method in zip(rows, methods, strict=True):
         start = next(event for event, _ in read_events(row.folder / "tracking.jsonl"))
         assert start["tags"]["variant"] == method
+        assert start["name"] == f"N=01 {method} mix s0"
     tables.print_sweep(state, tmp_path / "sweep")
     assert "2 of 2 federations are done" in capsys.readouterr().out
     sweep.run(plan, tmp_path / "sweep", "local")  # nothing is left to do

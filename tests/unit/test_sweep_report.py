@@ -182,7 +182,9 @@ def test_further_networks_have_tables_of_their_own(tmp_path):
 CIFAR10 = {"data": {"name": "cifar10", "fraction": 1.0}, "student": {"models": ["resnet18"]}}
 
 
-def resnet_sweep(folder: Path, monkeypatch: pytest.MonkeyPatch, **sections) -> Reader:
+def resnet_sweep(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, distillers=("sre2l",), **sections
+) -> Reader:
     """A sweep in the paper's setting, but for the sections given."""
 
     def tree(**own):
@@ -196,6 +198,7 @@ def resnet_sweep(folder: Path, monkeypatch: pytest.MonkeyPatch, **sections) -> R
             ipc=(7, 10),
             seeds=(0,),
             histograms=[[5000] * 10],
+            distillers=distillers,
             sections={**CIFAR10, **sections},
         )
     )
@@ -211,6 +214,13 @@ def test_the_paper_stands_beside_the_same_setting_cell_by_cell(tmp_path, monkeyp
     assert "teachers 1 88.12 - 94.8 -6.67" in page.text  # 88.125 - 94.8
     assert "Table 3, CIFAR-10 of Distributed Boosting" in page.text
     assert "7 1 12.32 \N{PLUS-MINUS SIGN} 0.35 2" not in page.text  # the paper has no IPC 7
+
+
+def test_the_paper_stands_beside_every_choice_of_what_is_varied(tmp_path, monkeypatch):
+    page = resnet_sweep(tmp_path / "s", monkeypatch, ("sre2l (lr 1)", "sre2l (lr 2)"))
+    for method in ("sre2l (lr 1)", "sre2l (lr 2)"):
+        assert f"{method} 10 1 12.35" in page.text
+        assert f"{method} teachers 1 88.12" in page.text
 
 
 def test_the_paper_stands_beside_no_other_setting(tmp_path, monkeypatch):
