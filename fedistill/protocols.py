@@ -134,5 +134,16 @@ def view_keys(protocol: str, mosaic_tiles: int = 1) -> dict[str, Any]:
     return values
 
 
+def whole_image_keys(protocol: str) -> dict[str, Any]:
+    """Return the views that a protocol would show images in that are no mosaics.
+
+    Published ones that show whole mosaics too, and not tiles alone, stay as published.
+    """
+    values = view_keys(protocol)
+    if values["tile_share"] == 1:
+        values |= {"tiles": 1, "tile_share": 0.0}
+    return values
+
+
 def _keys(protocol: str) -> dict[str, Any]:
     return {**_COMMON, **PROTOCOLS[protocol]}

@@ -12,7 +12,7 @@ import torch
 from fakes import CONVNET, CPU, tiny_config, tiny_images, tiny_set, tiny_spec, tiny_teacher
 from torch import nn
 
-from fedistill import baselines, evaluation, rivals, scoring, slots
+from fedistill import baselines, config_file, evaluation, rivals, scoring, slots
 from fedistill import student as students
 from fedistill.config import Config, ModelConfig, RelabelConfig
 from fedistill.crops import ViewOptions
@@ -256,11 +256,15 @@ def test_real_images_beside_a_mosaic_are_seen_whole():
     views = rivals.whole_image_views(tiny_config(distill={**lic}))
     assert (views.tiles, views.tile_share, views.scale) == (1, 0.0, (0.6, 1.0))
     for sections in (
-        {"student": {"protocol": "lic"}},  # a published protocol stays as it is
+        {"student": {"protocol": "lic"}},  # a published protocol with whole images stays as it is
         {"relabel": {"tiles": 4, "tile_share": 0.25, "scale": [0.3, 1.0]}},  # and so does the user
     ):
         config = tiny_config(distill={**lic}, **sections)
         assert rivals.whole_image_views(config) == config.relabel
+    config = config_file.from_dict({"distill": {"name": "dream"}, "student": {"protocol": "dream"}})
+    views = rivals.whole_image_views(config)
+    assert (config.relabel.tiles, config.relabel.tile_share) == (2, 1.0)
+    assert (views.tiles, views.tile_share, views.scale, views.shift) == (1, 0.0, (1.0, 1.0), 4)
     plain = tiny_config()
     assert rivals.whole_image_views(plain) == plain.relabel
 
