@@ -57,7 +57,8 @@ class MIB(MatchingOptions, GuidanceOptions):
     reference: Literal["largest", "union", "public"] = "union"
     public: str | None = None
     targets: Literal["hard", "soft"] = "hard"
-    lr: float = 0.003
+    lr: float = 0.0003
+    iterations: int = 200
     tiles: int = 1
 
     def rules(self) -> list[Rule]:
