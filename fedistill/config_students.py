@@ -11,7 +11,7 @@ Protocol = Literal["default", "sre2l", "rded", "gvbsm", "edc", "lic", "dream"]
 Schedule = Literal[
     "cosine", "half_cosine", "smoothing", "ssrs", "multistep", "two_steps", "constant"
 ]
-ByIpc = int | dict[int, int]  # a number, or a table {ipc: number}: see `at_ipc`
+ByIpc = int | dict[int, int]  # a number, or a table {ipc: number}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +61,6 @@ class StudentConfig:
             (len(self.models) > 0, "models is empty; accepted: one or more models"),
             below_one(self, "ema"),
         )
-
-
-def at_ipc(value: ByIpc, ipc: int) -> int:
-    """Return what holds for an IPC; in a table the entry of the nearest smaller one does."""
-    if isinstance(value, int):
-        return value
-    return value[max((known for known in value if known <= ipc), default=min(value))]
 
 
 def _at_every_ipc(key: str, value: ByIpc | None) -> Rule:

@@ -14,7 +14,7 @@ import torch
 
 from fedistill import planning
 from fedistill.config import Config
-from fedistill.config_students import ENSEMBLES, at_ipc
+from fedistill.config_students import ENSEMBLES
 from fedistill.cores import set_threads, usable_cores
 from fedistill.distillers.base import Distiller, Task
 from fedistill.images import DataSpec, ImageSet
@@ -22,7 +22,7 @@ from fedistill.models import build
 from fedistill.relabel import relabel, view_options
 from fedistill.seeding import generator
 from fedistill.sets import SyntheticSet
-from fedistill.student import train
+from fedistill.student import at_ipc, train
 from fedistill.teacher import freeze, squeeze
 from fedistill.training import device_for, resolve_precision
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from fedistill import crops
 from fedistill.config import ModelConfig, StudentConfig
-from fedistill.config_students import at_ipc
 from fedistill.crops import ViewOptions, Views
 from fedistill.losses.soft_labels import logit_mse, soft_kl
 from fedistill.models import build
@@ -72,6 +71,13 @@ class Score:
             "n": len(top1),
             **({} if self.tested is None else {"tested_on": dict(self.tested)}),
         }
+
+
+def at_ipc(value: int | Mapping[int, int], ipc: int) -> int:
+    """Return what holds for an IPC; in a table the entry of the nearest smaller one does."""
+    if isinstance(value, int):
+        return value
+    return value[max((known for known in value if known <= ipc), default=min(value))]
 
 
 def train(

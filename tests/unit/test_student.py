@@ -12,12 +12,11 @@ from torch import nn
 from fedistill import student
 from fedistill.baselines import hard_label_set
 from fedistill.config import StudentConfig
-from fedistill.config_students import at_ipc
 from fedistill.crops import ViewOptions
 from fedistill.losses.soft_labels import soft_kl
 from fedistill.relabel import relabel
 from fedistill.sets import SyntheticSet
-from fedistill.student import Curve, Score
+from fedistill.student import Curve, Score, at_ipc
 from fedistill.teacher import squeeze
 from fedistill.training import accuracy
 
