@@ -5,7 +5,7 @@ Every number comes from the run's own files; what an older run did not write is 
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -56,9 +56,7 @@ def build(folder: Path, output: Path) -> Page:
         f"{run.data_name}, {run.date}",
         version=__version__,
         sections=[
-            Section(
-                "Result", [_headline(run), Warnings(warnings(run) + _kept(run)), *_scores(run)]
-            ),
+            Section("Result", _accuracy(run)),
             Section("What was run", [Facts(facts(run))]),
             Section("Synthetic images", [sheets(run)]),
             Section("Clients", clients(run)),
@@ -73,7 +71,7 @@ def build(folder: Path, output: Path) -> Page:
 
 
 def _accuracy(run: Run) -> list[Block]:
-    return [_headline(run), Warnings(warnings(run) + _kept(run)), *_scores(run)]
+    return [_headline(run), Warnings(warnings(run) + _beside_numbers(run)), *_scores(run)]
 
 
 def _headline(run: Run) -> Headline:
@@ -105,11 +103,25 @@ def warnings(run: Run) -> list[str]:
         found.append(f"Absent clients: {listed}. The others made their images.")
         why = result.get("absent_because", {})
         found += [f"Client {number}: {why[number]}" for number in why]
-    if any(scores["n"] < 2 for it in result["sets"].values() for scores in it["students"].values()):
-        found.append("One student alone: nothing is known about the spread of the accuracy.")
     if run.tags.get("git_dirty") == "true":
         found.append("The code held changes that were not committed.")
     return found
+
+
+def alone(students: Iterable[int]) -> list[str]:
+    """Warn of an accuracy without a spread.
+
+    Args:
+        students: how many there are behind each accuracy that is shown.
+    """
+    warning = "One student alone: nothing is known about the spread of the accuracy."
+    return [warning] * (min(students, default=2) < 2)
+
+
+def _beside_numbers(run: Run) -> list[str]:
+    """List what matters on the page of this run alone."""
+    students = [found["students"].values() for found in run.result["sets"].values()]
+    return alone(scores["n"] for rows in students for scores in rows) + _kept(run)
 
 
 def _kept(run: Run) -> list[str]:

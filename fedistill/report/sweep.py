@@ -34,7 +34,7 @@ from fedistill.report.page import (
 )
 from fedistill.report.paper import beside_paper
 from fedistill.report.recorded import Run
-from fedistill.report.run import again, facts, link, warnings
+from fedistill.report.run import again, alone, facts, link, warnings
 from fedistill.report.sweep_costs import baselines, costs
 
 Curves = Mapping[Line, Mapping[int, Point]]
@@ -223,6 +223,8 @@ def _warnings(state: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
         text if count == len(folders) else f"{text} ({count} of {len(folders)} federations)"
         for text, count in counts.items()
     ]
+    curves = comparison.curves(rows).values()
+    found += alone(point.n for curve in curves for point in curve.values())
     if missing:
         found.append(f"{missing} of {len(state['runs'])} federations are not done: see below.")
     return found

@@ -122,6 +122,14 @@ def test_methods_with_one_number_of_clients_share_a_table(tmp_path):
     assert html.count('<td class="strong">') == 3  # both are best at IPC 1, and one at IPC 10
 
 
+@pytest.mark.parametrize(("seeds", "told"), [((0,), True), ((0, 1), False)])
+def test_a_student_is_alone_where_no_other_seed_has_one(tmp_path, seeds, told):
+    one = made_up.sweep_folder(
+        tmp_path / "s", clients=(1,), seeds=seeds, top1=lambda ipc, clients, seed: [50.0 + seed]
+    )
+    assert ("One student alone" in read(one).text) == told
+
+
 def test_matching_losses_of_several_methods_share_a_chart(tmp_path):
     folder = made_up.sweep_folder(
         tmp_path / "s",
