@@ -12,6 +12,8 @@ is a mosaic of tiles x tiles small ones; each, enlarged to the frame, is a view 
 multi-formation).
 
 Several sets may descend side by side: they share networks, real images and their signatures.
+Draws are made for each class and each set on its own, so that without a guide a set ends as that
+of a run of its own, to the bit.
 
 Memory does not grow with IPC: at most `batch_synthetic` random views of a class are matched in a
 step, at most `chunk` of them are in the network with a graph at once, and only one class of one set
@@ -82,7 +84,7 @@ class Images:
         counts: images of each class, [num_classes].
         ipc: of the set, its name.
         options: of the loop.
-        device: where they live.
+        reference: what they are matched to; they live on its device.
     """
 
     def __init__(
@@ -91,16 +93,17 @@ class Images:
         counts: Sequence[int],
         ipc: int,
         options: MatchingOptions,
-        device: torch.device,
+        reference: Reference,
     ) -> None:
         assert len(start) == sum(counts), (len(start), counts)
-        self.pixels = start.detach().to(device).clone().requires_grad_()
+        self.pixels = start.detach().to(reference.device).clone().requires_grad_()
         self.counts = list(counts)
         self.ipc = ipc
         every = torch.tensor(self.counts).repeat_interleave(torch.tensor(self.counts))
-        self.per_image = every.to(device)[:, None, None, None]
+        self.per_image = every.to(reference.device)[:, None, None, None]
         self._ends = list(accumulate(counts))
         self._options = options
+        self._choices = reference.stream("views", ipc)
 
     @property
     def labels(self) -> list[int]:
@@ -121,14 +124,14 @@ class Images:
         """
         return self.pixels.detach()[self.of(label)][start:first].requires_grad_()
 
-    def views(self, leaves: Tensor, stream: torch.Generator, most: int | None = None) -> Tensor:
+    def views(self, leaves: Tensor, most: int | None = None) -> Tensor:
         """Return views of images, at most `most` (None: `batch_synthetic`) random ones."""
         tiles = self._options.tiles
         most = self._options.batch_synthetic if most is None else most
         count = len(leaves) * tiles**2
         if count <= most:
             return mosaic.expand(leaves, tiles)
-        chosen = torch.randperm(count, generator=stream)[:most]
+        chosen = torch.randperm(count, generator=self._choices)[:most]
         return mosaic.expand_some(leaves, tiles, chosen)
 
     def add_gradient(self, gradient: Tensor, start: int = 0) -> None:
@@ -166,8 +169,7 @@ class Condenser:
             [own.pixels for own in sets], lr=options.lr, momentum=options.momentum
         )
         self._trace = Trace(options.iterations)
-        self._changes = reference.stream("augmentation")
-        self.choices = reference.stream("views")
+        self._changes = reference.streams("augmentation")
         self._labels = sorted({label for own in sets for label in own.labels})
 
     def run(self, told: Callable[[Tensor], None] = lambda loss: None) -> None:
@@ -247,7 +249,7 @@ class Condenser:
         features = options.feature_weight > 0
         # One draw, and one who answers, for all that is compared.
         changes = augmentation.draw(
-            options.augmentation, spec.size, self._changes, flip=spec.flip, compose=True
+            options.augmentation, spec.size, self._changes[label], flip=spec.flip, compose=True
         ).to(self.reference.device)
         answer = self.reference.ask() if self.reference.soft and self.reference.ask else None
         real = augmentation.apply(self.batches.of(label), changes)
@@ -291,7 +293,7 @@ class Condenser:
         loss = torch.zeros((), device=self.reference.device)
         for first in self.prefixes(own, label):
             leaves = own.leaves(label, first)
-            views, targets = show(own.views(leaves, self.choices))
+            views, targets = show(own.views(leaves))
             slope, part = matching_gradient(
                 network,
                 views,
@@ -311,7 +313,7 @@ class Condenser:
         total = torch.zeros((), device=self.reference.device)
         for label in own.labels:
             leaves = own.leaves(label)
-            views = own.views(leaves, self.choices)
+            views = own.views(leaves)
             labels = _targets(views, label, None)
             values = [weight * term(views, labels) for weight, term in self._terms]
             found = torch.stack(values).sum()

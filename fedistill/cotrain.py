@@ -180,7 +180,7 @@ def cotrain(
         ask=_Teachers(teachers, seed),
         soft=options.targets == "soft",
     )
-    own = [_images(options, ipc, synthetic, device) for ipc, synthetic in sets.items()]
+    own = [_images(options, ipc, synthetic, reference) for ipc, synthetic in sets.items()]
     fixed = [] if options.reference == "public" else own[-1:]
     moved = own[: len(own) - len(fixed)]
     guide = MixtureGuide(options, options, reference, moved, fixed)
@@ -215,10 +215,10 @@ def _reference(
     )
 
 
-def _images(options: MIB, ipc: int, synthetic: SyntheticSet, device: torch.device) -> Images:
+def _images(options: MIB, ipc: int, synthetic: SyntheticSet, reference: Reference) -> Images:
     start = synthetic.spec.normalise(synthetic.images)
     counts = synthetic.as_image_set().histogram(synthetic.spec.num_classes)
-    return Images(start, counts, ipc, options, device)
+    return Images(start, counts, ipc, options, reference)
 
 
 def _same_data(first: str, second: str) -> bool:

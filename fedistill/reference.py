@@ -50,6 +50,10 @@ class Reference:
         """Return a generator for one purpose."""
         return generator(self.seed, *self.path, *name)
 
+    def streams(self, *name: str | int) -> list[torch.Generator]:
+        """Return a generator for each class: what it draws does not hang on the other classes."""
+        return [self.stream(*name, label) for label in range(self.spec.num_classes)]
+
 
 class RealBatches:
     """The real images of each class that the next steps match.
@@ -71,7 +75,7 @@ class RealBatches:
             (labels == label).nonzero()[:, 0] for label in range(reference.spec.num_classes)
         ]
         self._name = name
-        self._stream = reference.stream(name)
+        self._streams = reference.streams(name)
         self._chosen: dict[int, Tensor] = {}
         self._rounds = 0
 
@@ -98,7 +102,7 @@ class RealBatches:
     def shuffled(self, label: int) -> Tensor:
         """Return all images of a class in random order: indices into the reference, int64 [n]."""
         held = self._held[label]
-        return held[torch.randperm(len(held), generator=self._stream)]
+        return held[torch.randperm(len(held), generator=self._streams[label])]
 
     def of(self, label: int) -> Tensor:
         """Return the chosen images of a class, normalised, [B, C, H, W].

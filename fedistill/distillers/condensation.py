@@ -78,7 +78,7 @@ class Condensation(MatchingOptions, Distiller):
     def first(self, task: Task, reference: Reference) -> Images:
         """Return what one set starts from."""
         start = self._noise(task) if self.init == "noise" else self._mosaics(task, reference)
-        return Images(start, task.counts, task.ipc, self, task.device)
+        return Images(start, task.counts, task.ipc, self, reference)
 
     def _noise(self, task: Task) -> Tensor:
         shape = (sum(task.counts), task.spec.channels, task.spec.size, task.spec.size)

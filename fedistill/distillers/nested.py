@@ -97,9 +97,7 @@ class _Parts(Condenser):
         leaves = [own.leaves(label, end, start) for start, end in zip(starts, ends, strict=True)]
         quotas = share_out([len(it) * self.options.tiles**2 for it in leaves],
                            self.options.batch_synthetic)  # fmt: skip
-        parts = [
-            show(own.views(it, self.choices, most)) for it, most in zip(leaves, quotas, strict=True)
-        ]
+        parts = [show(own.views(it, most)) for it, most in zip(leaves, quotas, strict=True)]
         found: list[Tensor] = []
 
         def total(signatures: Sequence[Sequence[Tensor]]) -> Tensor:
