@@ -25,6 +25,13 @@ settings.register_profile(
 settings.load_profile("fedistill")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep what starts processes of Flower on one worker: two such tests want four cores."""
+    for item in items:
+        if item.get_closest_marker("smoke") or item.get_closest_marker("deploy"):
+            item.add_marker(pytest.mark.xdist_group("flower"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _cache_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
