@@ -86,12 +86,14 @@ class Exchange:
         failures: why a client is left out, by partition id.
         traffic: bytes of making the sets.
         beside: bytes that the evaluation costs: labels of other sets than those that are made.
+        simulated: whether the clients are workers of a simulation on this machine.
         locate: fills in `nodes` when a server that was started again has to ask after all.
     """
 
     def __init__(self, config: Config, kept: KeptReplies | None = None) -> None:
         self.config = config
         self.kept = kept
+        self.simulated = kept is None  # what devices say is kept, always
         self.nodes: dict[int, int] = {}
         self.names: dict[int, str] = {}
         self.failures = Failures("is left out")
@@ -280,7 +282,7 @@ class Exchange:
     ) -> bool:
         if not reply.has_error():
             return True
-        if reply.error.code == _UNKNOWN_ERROR and self.kept is None:  # devices may say anything
+        if reply.error.code == _UNKNOWN_ERROR and self.simulated:  # devices may say anything
             raise WorkerDied(
                 f"the worker process of client {client} died ({reply.error.reason}); if the "
                 "machine ran out of memory, raise federation.cpus_per_client so that fewer "

@@ -189,7 +189,8 @@ class Experiment:
         if not nodes:
             log(WARNING, "fedavg is left out: no device is there any more")
             return fedavg.Found()
-        found = fedavg.run(grid, nodes, self.evaluator, self.progress.report)
+        report, simulated = self.progress.report, exchange.simulated
+        found = fedavg.run(grid, nodes, self.evaluator, report, simulated=simulated)
         self.record.journal.curve("fedavg/top1", found.top1)
         self.fedavg_seconds = time.perf_counter() - started
         return found

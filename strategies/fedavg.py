@@ -25,7 +25,7 @@ from torch import Tensor
 from fedistill import rows, states, wire_fedavg
 from fedistill.config import Config
 from fedistill.cores import set_threads
-from fedistill.errors import RunError, WireError
+from fedistill.errors import RunError, WireError, WorkerDied
 from fedistill.evaluation import Evaluator
 from fedistill.images import DataSpec
 from fedistill.models import build
@@ -51,7 +51,14 @@ class Found:
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def run(grid: Grid, nodes: Mapping[int, int], evaluator: Evaluator, report: Report) -> Found:
+def run(
+    grid: Grid,
+    nodes: Mapping[int, int],
+    evaluator: Evaluator,
+    report: Report,
+    *,
+    simulated: bool = True,
+) -> Found:
     """Train by federated averaging, and test after every round.
 
     A client that fails is left out of that round's average, and asked again in the next. When
@@ -63,11 +70,15 @@ def run(grid: Grid, nodes: Mapping[int, int], evaluator: Evaluator, report: Repo
         nodes: node id of each partition id that takes part.
         evaluator: tests on its split.
         report: called with stage, rounds done, rounds in all, and a note.
+        simulated: whether the clients are workers of a simulation; see `Exchange`.
+
+    Raises:
+        WorkerDied: a worker of the simulation died, which ends more than the rival.
     """
     config, spec, device = evaluator.config, evaluator.spec, evaluator.device
     rounds = config.fedavg.rounds
     model = build(config.teacher_model(0), spec, config.seed, "fedavg", "weights")
-    ours = OurNodes(grid, config, spec, nodes, model.state_dict())
+    ours = OurNodes(grid, config, spec, nodes, model.state_dict(), simulated)
     model.to(device)
     found, losses = Found(), list[tuple[int, float]]()
 
@@ -96,6 +107,8 @@ def run(grid: Grid, nodes: Mapping[int, int], evaluator: Evaluator, report: Repo
             num_rounds=rounds,
             evaluate_fn=evaluate,
         )
+    except WorkerDied:
+        raise
     except RunError as error:
         log(WARNING, "fedavg ended before its last round, whose row is left out: %s", error)
         report("fedavg", rounds, rounds, "ended early")
@@ -111,6 +124,7 @@ class OurNodes(Grid):
         spec: of the data set.
         nodes: node id of each partition id.
         own: a state of the common network: what an update must look like.
+        simulated: see `Exchange`.
 
     Attributes:
         exchange: bytes so far; not the run's own, which FedAvg is no part of.
@@ -125,8 +139,10 @@ class OurNodes(Grid):
         spec: DataSpec,
         nodes: Mapping[int, int],
         own: Mapping[str, Tensor],
+        simulated: bool,
     ) -> None:
         self.exchange = Exchange(config)
+        self.exchange.simulated = simulated
         self.exchange.nodes = dict(nodes)
         self.absent: dict[int, list[int]] = {}
         self.loss = 0.0
@@ -162,7 +178,7 @@ class OurNodes(Grid):
 
         Raises:
             ClientsFailed: fewer than `federation.min_clients`.
-            RunError: a worker of the simulation died.
+            WorkerDied: a worker of the simulation died.
         """
         asked = {message.metadata.dst_node_id: message.content for message in messages}
         if not asked:

@@ -9,11 +9,12 @@ import pytest
 import torch
 from fakes import CPU, tiny_config
 from federation import Backwards
-from flwr.app import Message
+from flwr.app import Error, Message
 from torch import Tensor
 
 from fedistill import client_app, data, partition, training, wire, wire_fedavg, worker
 from fedistill.config import Config
+from fedistill.errors import WorkerDied
 from fedistill.evaluation import Evaluator
 from fedistill.models import build
 from fedistill.store import VARIABLE
@@ -223,6 +224,17 @@ def test_too_few_clients_cost_the_later_rows_and_not_the_run(monkeypatch: pytest
     assert len(warnings) == 1
     assert "1 of 3 clients" in warnings[0]
     assert played.told[-1] == ("fedavg", ROUNDS, ROUNDS, "ended early")
+
+
+def test_a_dead_worker_ends_more_than_the_rival(monkeypatch: pytest.MonkeyPatch):
+    """Nothing that its simulation says can be relied on: a sweep starts another."""
+
+    class Dying(local.LocalGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            return [Message(Error(0, "gone"), reply_to=self._sent.pop(key)) for key in message_ids]
+
+    with pytest.raises(WorkerDied, match="gone"):
+        Played(monkeypatch, grid=Dying)
 
 
 def test_without_any_client_there_is_no_row(monkeypatch: pytest.MonkeyPatch):
