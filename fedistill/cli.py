@@ -137,12 +137,15 @@ def config(
 
 
 @app.command()
-def track(folder: Annotated[Path, typer.Argument(help="A run's folder.", metavar="DIR")]) -> None:
-    """Send to MLflow what a run's journal holds and the store lacks."""
-    from fedistill import tracking
+def track(
+    folder: Annotated[Path, typer.Argument(help="Of a run or a sweep.", metavar="DIR")],
+) -> None:
+    """Send to MLflow what the journals of a run or a sweep hold and the store lacks."""
+    from fedistill import sweep_folder, tracking
 
-    stored = tracking.deliver(folder)
-    typer.echo(f"{folder} is in MLflow as run {stored.run_id}")
+    for recorded in sweep_folder.journals(folder):
+        stored = tracking.deliver(recorded)
+        typer.echo(f"{recorded} is in MLflow as run {stored.run_id}")
     typer.echo(tracking.ui_command(stored.tracking_uri, stored.experiment_id))
 
 

@@ -8,7 +8,7 @@ import csv
 import html
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FOLDER = "comparison"
 _CHART = "accuracy_vs_clients"
+_WAYS = ("up", "down")
 Cell = str | int | float | None
 
 
@@ -78,12 +79,17 @@ def panels(rows: Sequence[Row]) -> list[charts.Panel]:
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[Cell]]]:
     """Return the names of the columns, and a line for each cell of the grid.
 
-    Accuracies are in percent, rounded to 0.001; bytes are the mean of the federations.
+    Accuracies are in percent, rounded to 0.001. Bytes are those of the set of this IPC alone, and
+    of each row beside it, all counted on the wire; the mean of the federations.
     """
     names = sorted({name for row in rows for name in row.baselines})
     columns = ["distiller", "alpha", "clients", "ipc", "seeds", "mean", "std", "n", "teachers"]
-    columns += [f"{name}_{what}" for name in names for what in ("mean", "std")]
-    columns += ["bytes_up", "bytes_down"]
+    columns += [f"bytes_{way}" for way in _WAYS]
+    columns += [
+        f"{name}_{what}"
+        for name in names
+        for what in ("mean", "std", *(f"bytes_{w}" for w in _WAYS))
+    ]
     curves = {name: comparison.curves(rows, name) for name in (None, *names)}
     teachers = comparison.teachers(rows)
     data = []
@@ -93,19 +99,40 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[Cell]]]:
             known: list[Cell] = [line.distiller, line.alpha, clients, line.ipc, len(cell)]
             known += [round(point.mean, 3), round(point.std, 3), point.n]
             known.append(_rounded(teachers.get(line.facet, {}).get(clients)))
+            known += [_mean(bytes_of_set(row, way) for row in cell) for way in _WAYS]
             for name in names:
                 beside = curves[name].get(line, {}).get(clients)
                 known.append(_rounded(beside.mean if beside else None))
                 known.append(_rounded(beside.std if beside else None))
-            known += [mean_bytes(cell, way) for way in ("up", "down")]
+                known += [_mean(_bytes_beside(row, name, way) for row in cell) for way in _WAYS]
             data.append(known)
     return columns, data
 
 
 def mean_bytes(rows: Sequence[Row], way: str) -> int | None:
     """Return the bytes that went up or down in one federation, on the average of some."""
-    found = [count for row in rows if (count := row.result.get("bytes", {}).get(way)) is not None]
-    return round(sum(found) / len(found)) if found else None
+    return _mean(row.result.get("bytes", {}).get(way) for row in rows)
+
+
+def bytes_of_set(row: Row, way: str) -> int | None:
+    """Return the bytes that went up or down for one set, as if it had been made alone.
+
+    A result of an older version does not tell sets apart: then it is those of the federation.
+    """
+    own = row.result["sets"][str(row.line.ipc)].get("traffic")
+    count: int | None = (own or row.result.get("bytes", {})).get(way)
+    return count
+
+
+def _bytes_beside(row: Row, name: str, way: str) -> int | None:
+    scores = row.result["sets"][str(row.line.ipc)]["baselines"].get(name, {})
+    count: int | None = (scores.get("bytes") or {}).get(way)
+    return count
+
+
+def _mean(counts: Iterable[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return round(sum(known) / len(known)) if known else None
 
 
 def _rounded(value: float | None) -> float | None:

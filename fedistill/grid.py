@@ -43,11 +43,13 @@ class Federation:
         config: of the run.
         folder: its output folder, below that of the sweep; says which run it is.
         method: its distiller and what is varied: "mibdc", or "mibdc (weight 0)".
+        varied: the keys whose values the method names.
     """
 
     config: Config
     folder: str
     method: str
+    varied: tuple[str, ...] = ()
 
     @property
     def alpha(self) -> float | None:
@@ -61,6 +63,7 @@ class Federation:
             "clients": self.config.partition.clients,
             "alpha": self.alpha,
             "distiller": self.method,
+            "varied": [*self.varied],
             "seed": self.config.seed,
         }
 
@@ -70,7 +73,7 @@ class Grid:
     """A sweep before it runs.
 
     Attributes:
-        base: the config that the axes change.
+        base: the config that the axes change; its section `sweep` names all of them.
         axes: the values of each.
         federations: in the order they run: a seed's whole comparison before the next seed.
     """
@@ -127,6 +130,7 @@ def load(path: Path, overrides: Sequence[str] = (), axes: SweepConfig | None = N
                 config=config,
                 folder=_folder(config, found, varied),
                 method=f"{distiller} ({varied})" if varied else distiller,
+                varied=tuple(choice),
             )
         )
     _check_different(federations)
@@ -135,7 +139,9 @@ def load(path: Path, overrides: Sequence[str] = (), axes: SweepConfig | None = N
         "alpha": list(dict.fromkeys(item.alpha for item in federations)),
         "distiller": list(dict.fromkeys(item.method for item in federations)),
     }
-    return Grid(base=replace(base, sweep=None), axes=resolved, federations=federations)
+    named = {name: tuple(chosen) for name, chosen in found.items()}
+    base = replace(base, sweep=SweepConfig(**named, vary=vary))
+    return Grid(base=base, axes=resolved, federations=federations)
 
 
 def parse_axes(texts: Mapping[str, str | None], vary: Sequence[str] = ()) -> SweepConfig:
@@ -233,10 +239,12 @@ def _partition(base: Config, alpha: float | str | None) -> list[str]:
     """Return the overrides for one alpha; a split that has none becomes Dirichlet's."""
     if alpha is None:
         return []
+    # Options of the base's own split would have no meaning for this one.
+    plain = ["partition.classes_per_client=null", "partition.shards_per_client=null"]
     if alpha == "iid":
-        return ["partition.name=iid", "partition.alpha=null"]
+        return ["partition.name=iid", "partition.alpha=null", *plain]
     name = "dirichlet" if base.partition.alpha is None else base.partition.name
-    return [f"partition.name={name}", f"partition.alpha={alpha}"]
+    return [f"partition.name={name}", f"partition.alpha={alpha}", *plain]
 
 
 def _distill(base: Config, name: str, sizes: Sequence[int]) -> list[str]:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from fedistill.errors import OutputError
 
-_LOCK, _OWNER = ".sweep.lock", ".sweep-owner.json"
+_LOCK, _OWNER = ".fedistill.lock", ".fedistill-owner.json"
+FILES = (_LOCK, _OWNER)  # what may be left in a folder that was held
 
 
 @contextlib.contextmanager
@@ -20,7 +21,7 @@ def exclusive(folder: Path, what: str) -> Iterator[None]:
     """Hold a folder for one process; it is free again when that dies.
 
     Args:
-        folder: is there already.
+        folder: is made where it is not there.
         what: for the message, for example "the artefact store".
 
     Raises:
@@ -30,6 +31,7 @@ def exclusive(folder: Path, what: str) -> Iterator[None]:
 
     lock = filelock.FileLock(folder / _LOCK, timeout=0)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except filelock.Timeout:
         raise OutputError(

@@ -52,7 +52,7 @@ def check_store(uri: str) -> None:
 def _revision_of(path: Path) -> str:
     """Read the schema's revision; refuse a file that is no store of MLflow."""
     try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
             return str(database.execute("select version_num from alembic_version").fetchone()[0])
     except (sqlite3.Error, TypeError) as error:
         raise OutputError(

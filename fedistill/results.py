@@ -9,7 +9,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,12 @@ CONFIG = "config.yaml"
 _FAILURE_MARK = "the run failed: "
 
 
-def check_free(folder: Path) -> None:
+def check_free(folder: Path, leftovers: Container[str] = ()) -> None:
     """Refuse an output folder that holds anything.
+
+    Args:
+        folder: that is to be written to.
+        leftovers: names that do not count.
 
     Raises:
         OutputError: it does, or it is a file.
@@ -34,9 +38,10 @@ def check_free(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"the output folder {folder} is a file; choose another --output")
     try:
-        held = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+        found = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
     except OSError as error:
         raise OutputError(f"the output folder {folder} cannot be read: {error}") from error
+    held = [name for name in found if name not in leftovers]
     if held:
         what = "another run" if CONFIG in held else f"other files ({', '.join(held[:3])})"
         raise OutputError(

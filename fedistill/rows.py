@@ -13,6 +13,16 @@ _TITLES = {
     "weight_average": "average of the teachers' weights",
     "full_data": "all real data",
 }
+_SHORT = {  # for charts on a phone, where the title is too long or not plain enough
+    "random": "random real images",
+    "herding": "real, by herding",
+    "k_center": "real, by k-center",
+    "hard_label": "hard labels",
+    "ensemble": "teachers' ensemble",
+    "coverage_ensemble": "ensemble by coverage",
+    "weight_average": "average of weights",
+    "full_data": "all real data",
+}
 
 
 def fedavg(server_round: int) -> str:
@@ -39,7 +49,7 @@ def short(name: str) -> str:
     if name.startswith(_FEDAVG):
         rounds = name.removeprefix(_FEDAVG)
         return f"FedAvg, {rounds} round{'' if rounds == '1' else 's'}"
-    return name.replace("_", " ")
+    return _SHORT.get(name, name.replace("_", " "))
 
 
 def tested_on(split: str) -> str:

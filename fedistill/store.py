@@ -26,6 +26,7 @@ from torch import Tensor
 from fedistill.errors import OutputError
 
 VARIABLE = "FEDISTILL_STORE"
+_REMEDY = f"choose another --store, or unset {VARIABLE}"
 
 # The code that a stage runs: an artefact of other code is another artefact.
 _TRAINING = ("crops", "images", "models/*", "seeding", "teacher", "training", "whitening")
@@ -71,17 +72,24 @@ class Store:
         Raises:
             OutputError: there can be no such folder.
         """
+        self.require_folder()
         if self.folder is None:
             return self
         folder = self.folder.absolute()
-        remedy = f"choose another --store, or unset {VARIABLE}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-        except FileExistsError as error:
-            raise OutputError(f"the store {folder} is a file; {remedy}") from error
         except OSError as error:
-            raise OutputError(f"the store {folder} cannot be made: {error}; {remedy}") from error
+            raise OutputError(f"the store {folder} cannot be made: {error}; {_REMEDY}") from error
         return Store(folder)
+
+    def require_folder(self) -> None:
+        """Refuse a file, without making anything.
+
+        Raises:
+            OutputError: there is a file of that name.
+        """
+        if self.folder is not None and self.folder.is_file():
+            raise OutputError(f"the store {self.folder.absolute()} is a file; {_REMEDY}")
 
     def recall(self, stage: str, key: Mapping[str, Any], make: Callable[[], Artefact]) -> Artefact:
         """Return what is kept under a key; else make it and keep it.

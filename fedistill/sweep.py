@@ -6,20 +6,16 @@ killed goes on where it was: what is done stays, what has failed or was cut shor
 teachers, shares and students come from the artefact store.
 """
 
-import shutil
-import sys
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fedistill import (
     client,
     comparison,
-    config_file,
     data,
     estimate,
     mlflow_schema,
@@ -27,15 +23,16 @@ from fedistill import (
     planning,
     results,
     runner,
+    sweep_folder,
     tracking,
 )
-from fedistill.errors import OutputError, RunError
+from fedistill.errors import RunError
 from fedistill.estimate import Load
 from fedistill.grid import Federation, Grid
+from fedistill.journal import JOURNAL
 from fedistill.locking import exclusive
 from fedistill.store import Store
-
-STORE = "store"  # below the sweep's folder, where no other is named
+from fedistill.tracking import Status
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,21 +76,21 @@ def run(grid: Grid, output: Path, backend: str, store: Path | None = None) -> di
         RunError: federations failed; the others are done.
     """
     started = time.monotonic()
-    grid = _with_absolute_paths(grid)
     output = output.absolute()
+    grid = sweep_folder.with_known_folders(_with_absolute_paths(grid), output)
     _check(grid, output)
     uri = runner.surroundings(grid.base, output)["tracking-uri"]
     if grid.base.tracking.enabled:
         mlflow_schema.check_store(uri)
-    output.mkdir(parents=True, exist_ok=True)
     with (
         exclusive(output, "the folder"),
         runner.using_store(_store(store, output), grid.base) as kept,
         _held(kept),
     ):
         plans = plan(grid, output, kept)
-        _claim(grid, output, plans)
-        status: Literal["FINISHED", "FAILED", "KILLED"] = "KILLED"
+        finished = [it.federation.folder for it in plans if it.status == "done"]
+        sweep_folder.claim(grid, output, _said(plans), finished)
+        status: Status = "KILLED"
         try:
             _run_all(grid, output, backend)
             status = "FINISHED"
@@ -101,10 +98,12 @@ def run(grid: Grid, output: Path, backend: str, store: Path | None = None) -> di
             status = "FAILED"
             raise
         finally:
-            folders = [output / federation.folder for federation in grid.federations]
-            for folder in [*folders, output]:
-                tracking.close_if_open(folder, status, send=grid.base.tracking.enabled)
-            _add_seconds(output, time.monotonic() - started)
+            send = grid.base.tracking.enabled
+            ended: Status = "FAILED" if status == "FINISHED" else status
+            for folder in sweep_folder.states(output):  # one with a result has ended its own
+                tracking.close_if_open(output / folder, ended, send=send)
+            tracking.close_if_open(output, status, send=send)
+            sweep_folder.add_seconds(output, time.monotonic() - started)
     state = comparison.read(output)
     wanted = {federation.folder for federation in grid.federations}
     failed = [it for it in state["runs"] if it["status"] != "done" and it["folder"] in wanted]
@@ -126,7 +125,7 @@ def plan(grid: Grid, output: Path, store: Store) -> list[Plan]:
         store: where teachers, shares and students are kept.
     """
     found = []
-    done = _states(output)
+    done = sweep_folder.states(output)
     loaded: tuple[Any, data.Data] | None = None
     for federation in grid.federations:
         config, status = federation.config, done.get(federation.folder, "todo")
@@ -203,98 +202,42 @@ def dry_run(grid: Grid, output: Path, store: Path | None) -> tuple[list[Plan], l
     Nothing is written, and every stage of each method is timed for a moment.
 
     Raises:
-        UserError: what would keep it from running.
+        UserError: what would keep it from running, but for a process that is at it now.
     """
-    grid, output = _with_absolute_paths(grid), output.absolute()
+    output = output.absolute()
+    grid = sweep_folder.with_known_folders(_with_absolute_paths(grid), output)
     _check(grid, output)
+    if grid.base.tracking.enabled:
+        mlflow_schema.check_store(runner.surroundings(grid.base, output)["tracking-uri"])
     folder = _store(store, output) or Store.from_environment().folder
-    plans = plan(grid, output, Store(folder))
+    kept = Store(folder)
+    kept.require_folder()
+    plans = plan(grid, output, kept)
     return plans, _estimated_seconds(grid, plans)
 
 
 def _check(grid: Grid, output: Path) -> None:
-    if (output / comparison.SWEEP).is_file():
-        _check_same(grid, output)
-    else:
-        results.check_free(output)
+    sweep_folder.check(grid, output)
     runner.preflight(*[federation.config for federation in grid.federations])
 
 
-def _check_same(grid: Grid, output: Path) -> None:
-    """Refuse to continue a sweep whose federations were made with another config."""
-    for federation in grid.federations:
-        path = output / federation.folder / results.CONFIG
-        if not path.is_file():
-            continue
-        before = config_file.load(path)
-        if config_file.sha256(before) != config_file.sha256(federation.config):
-            old, new = (
-                tracking.flatten(config_file.to_dict(it)) for it in (before, federation.config)
-            )
-            changed = sorted(key for key in old | new if old.get(key) != new.get(key))
-            raise OutputError(
-                f"{output} holds a sweep with another config: {federation.folder} differs in "
-                f"{', '.join(changed[:5])}; nothing was changed: choose another --output (with "
-                f"--store {output / STORE} teachers and images are not made again), or take the "
-                "options of that sweep"
-            )
-
-
-def _claim(grid: Grid, output: Path, plans: Sequence[Plan]) -> None:
-    """Write what the sweep consists of, and the config of each federation that is left."""
-    path = output / comparison.SWEEP
-    before = results.read_json(path) if path.is_file() else {}
-    spec = data.load(grid.base.data, grid.base.seed).spec
-    own = [
-        {
-            **it.federation.as_dict(),
-            "work": estimate.passes(it.federation.config, spec, it.load),
-        }
+def _said(plans: Sequence[Plan]) -> list[dict[str, Any]]:
+    """Return what `sweep.json` says of federations: which they are, and how much work is left."""
+    config = plans[0].federation.config
+    spec = data.load(config.data, config.seed).spec
+    return [
+        {**it.federation.as_dict(), "work": estimate.passes(it.federation.config, spec, it.load)}
         for it in plans
     ]
-    new = {run["folder"] for run in own}
-    older = [run for run in before.get("runs", []) if run["folder"] not in new]
-    axes = {
-        name: list(dict.fromkeys([*before.get("axes", {}).get(name, []), *values]))
-        for name, values in grid.axes.items()
-    }
-    axes = {name: sorted(values, key=_order) for name, values in axes.items()}
-    results.write_json(
-        path,
-        {
-            "sweep_id": before.get("sweep_id", uuid.uuid4().hex[:12]),
-            "name": grid.base.name,
-            "command": ["fedistill", *sys.argv[1:]],
-            "axes": axes,
-            "created": before.get("created", time.strftime("%Y-%m-%d %H:%M:%S")),
-            "seconds": before.get("seconds", 0.0),
-            "runs": [*older, *own],
-        },
-    )
-    (output / results.CONFIG).write_text(config_file.dump(grid.base), encoding="utf-8")
-    (output / "progress.jsonl").unlink(missing_ok=True)
-    for it in plans:
-        if it.status == "done":
-            continue
-        folder = output / it.federation.folder
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / results.FAILURE).unlink(missing_ok=True)
-        shutil.rmtree(folder / "sets", ignore_errors=True)  # half of them may be there
-        (folder / results.CONFIG).write_text(
-            config_file.dump(it.federation.config), encoding="utf-8"
-        )
-
-
-def _order(value: Any) -> tuple[bool, Any]:
-    """Sort the values of an axis: iid before every alpha, names by the alphabet."""
-    return (value is not None, value if value is not None else 0)
 
 
 def _run_all(grid: Grid, output: Path, backend: str) -> None:
     """Start Flower, and start it again if a process of the simulation died."""
     dataset = data.load(grid.base.data, grid.base.seed).spec.name
     run_config = {**runner.surroundings(grid.base, output), "sweep": "true", "dataset": dataset}
-    while left := _left(output):
+    journal = output / JOURNAL
+    while left := sweep_folder.left(output):
+        before = journal.stat().st_size if journal.is_file() else 0
         # Also those of an earlier command, which this one does not name.
         runs = comparison.read(output)["runs"]
         most = max(run["clients"] for run in runs if run["folder"] in left)
@@ -306,25 +249,19 @@ def _run_all(grid: Grid, output: Path, backend: str) -> None:
                 reason = outcome.details or outcome.status
         except RunError as error:
             reason = str(error)
-        if _left(output) == left:  # the first of them brings the simulation down every time
-            text = f"the simulation ended before it was done: {reason or 'no details'}"
-            results.write_failure(output / left[0], RunError(text))
-
-
-def _left(output: Path) -> list[str]:
-    return [run["folder"] for run in comparison.read(output)["runs"] if run["status"] == "todo"]
-
-
-def _states(output: Path) -> dict[str, str]:
-    if not (output / comparison.SWEEP).is_file():
-        return {}
-    return {run["folder"]: run["status"] for run in comparison.read(output)["runs"]}
+        if sweep_folder.left(output) != left:
+            continue
+        text = f"the simulation ended before it was done: {reason or 'no details'}"
+        if not journal.is_file() or journal.stat().st_size == before:
+            raise RunError(f"{text}; no federation had begun, and the same command goes on")
+        # The first of them brings the simulation down every time.
+        results.write_failure(output / left[0], RunError(text))
 
 
 def _store(store: Path | None, output: Path) -> Path | None:
     """Return the store that is named; without one a sweep keeps its own."""
     named = Store.from_environment().folder is not None
-    return store if store is not None or named else output / STORE
+    return store if store is not None or named else output / sweep_folder.STORE
 
 
 @contextmanager
@@ -332,12 +269,6 @@ def _held(store: Store) -> Iterator[None]:
     assert store.folder is not None
     with exclusive(store.folder, "the artefact store"):
         yield
-
-
-def _add_seconds(output: Path, seconds: float) -> None:
-    path = output / comparison.SWEEP
-    tree = results.read_json(path)
-    results.write_json(path, {**tree, "seconds": round(tree["seconds"] + seconds, 1)})
 
 
 def _with_absolute_paths(grid: Grid) -> Grid:

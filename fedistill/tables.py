@@ -97,16 +97,16 @@ def print_sweep(state: Mapping[str, Any], folder: Path) -> None:
     table.add_column("clients", justify="right")
     for line in curves:
         table.add_column(labels[line], justify="right")
-    table.add_column("teachers", justify="right")
+    teachers, facets = comparison.teachers(found), comparison.facets(curves)
+    for facet in teachers:
+        table.add_column(f"teachers, {facets[facet]}".removesuffix(", "), justify="right")
     for clients in state["axes"]["clients"]:
         points = [curve.get(clients) for curve in curves.values()]
-        teachers = [
-            it.teachers for it in found if it.clients == clients and it.teachers is not None
-        ]
+        tested = [means.get(clients) for means in teachers.values()]
         table.add_row(
             str(clients),
             *[f"{it.mean:.2f} ± {it.std:.2f}" if it else "" for it in points],
-            f"{sum(teachers) / len(teachers):.2f}" if teachers else "",
+            *["" if mean is None else f"{mean:.2f}" for mean in tested],
         )
     console.print(table)
     done = [run for run in state["runs"] if run["status"] == "done"]

@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from fedistill import mlflow_store
+from fedistill import mlflow_schema, mlflow_store
 from fedistill.errors import UserError
 from fedistill.journal import (
     JOURNAL,
@@ -39,6 +39,7 @@ from fedistill.mlflow_store import Store, locked
 __all__ = [
     "Journal",
     "MlflowSink",
+    "Status",
     "StoredRun",
     "close_if_open",
     "default_uri",
@@ -51,6 +52,7 @@ __all__ = [
 ]
 
 STATE = "mlflow.json"
+Status = Literal["FINISHED", "FAILED", "KILLED"]  # of a run that has ended, in MLflow's words
 _EVENTS_A_BATCH = 500
 _POLL_S = 0.5
 
@@ -147,9 +149,10 @@ def deliver(
         warn: takes a line for each artefact that is no longer there.
 
     Raises:
-        UserError: the folder holds no journal, another process is sending it, or the store
-            cannot be reached or refuses it.
+        UserError: the folder holds no journal, another process is sending it, or the store is of
+            another MLflow, cannot be reached or refuses it.
     """
+    mlflow_schema.check_store(absolute_uri(uri or _last_start(folder)["uri"]))
     try:
         with _replay(folder, uri, warn) as replay:
             while replay.send_some():
@@ -182,9 +185,7 @@ def fetch(uri: str, tags: Mapping[str, str], folder: Path, last: str) -> StoredR
     return None if found is None else StoredRun(without_secrets(uri), *found)
 
 
-def close_if_open(
-    folder: Path, status: Literal["FINISHED", "FAILED", "KILLED"], *, send: bool
-) -> None:
+def close_if_open(folder: Path, status: Status, *, send: bool) -> None:
     """End the journal of a run whose ServerApp could not, and tell MLflow.
 
     Args:

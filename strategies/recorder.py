@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedistill import (
     config_file,
@@ -26,9 +26,6 @@ from strategies.base import FedDistill
 from strategies.exchange import Traffic
 from strategies.failures import last_line
 from strategies.pictures import Pictures
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

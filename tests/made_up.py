@@ -42,6 +42,7 @@ def run_folder(
     sections: Mapping[str, Any] | None = None,
     baselines: Mapping[str, Any] | None = None,
     histograms: Sequence[Sequence[int]] | None = None,
+    traffic: Callable[[int], Mapping[str, int]] | None = None,
     **result: Any,
 ) -> Path:
     """Write the files of a run that has finished.
@@ -56,6 +57,7 @@ def run_folder(
         sections: of the config, that differ from `tiny_tree`.
         baselines: scores of the rows beside, by name; None: random and ensemble.
         histograms: images of each client and class.
+        traffic: bytes up and down for the set of an IPC alone; None: not told apart.
         result: other keys of result.json.
     """
     tree = tiny_tree(**(sections or {}))
@@ -92,6 +94,7 @@ def run_folder(
                 "sha256": f"{size:064x}",
                 "images": 3 * size,
                 "bytes": {"images": 200 * size, "labels": 300 * size},
+                **({"traffic": traffic(size)} if traffic else {}),
                 "students": {model: scores(*top1(size, clients, seed))},
                 "baselines": beside if baselines is None else dict(baselines),
             }

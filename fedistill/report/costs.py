@@ -6,7 +6,8 @@ from typing import Any
 
 from fedistill import charts
 from fedistill.report.page import Block, Chart, Pictures, Table, duration, score, size
-from fedistill.report.recorded import SHORT_NAMES, Run, point
+from fedistill.report.recorded import Run, point
+from fedistill.rows import short
 
 _MEGA = 1e6
 
@@ -101,7 +102,7 @@ def _per_megabyte(run: Run) -> list[Block]:
             if name in it["baselines"] and (cost := cost_of(it["baselines"][name]))
         ]
         if beside:
-            series.append(charts.Cost(SHORT_NAMES.get(name, name), beside, real=True))
+            series.append(charts.Cost(short(name), beside, real=True))
     caption = "Accuracy and the megabytes that the clients sent and received for it alone."
     rows = [
         [cost.label, name, score(*scores), f"{megabytes:.3g}", f"{scores.mean / megabytes:.3g}"]

@@ -18,15 +18,6 @@ from fedistill.report.page import Image
 
 Curve = list[tuple[int, float]]
 Tree = Mapping[str, Any]
-SHORT_NAMES: Mapping[str, str] = {  # for charts on a phone
-    "random": "random real images",
-    "herding": "real images, herding",
-    "k_center": "real images, k-center",
-    "hard_label": "hard labels",
-    "ensemble": "teachers' ensemble",
-    "coverage_ensemble": "ensemble by coverage",
-    "full_data": "all real data",
-}
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ from fedistill.report.page import (
     Warnings,
     score,
 )
-from fedistill.report.recorded import SHORT_NAMES, Run, point
-from fedistill.rows import tested_on
+from fedistill.report.recorded import Run, point
+from fedistill.rows import short, tested_on
 
 _REDRAWN = ("scores_", "squeeze_loss", "recover_loss")  # figures that the page draws itself
 
@@ -144,8 +144,8 @@ def _scores(run: Run) -> list[Block]:
         first = next(iter(found["students"]))
         for name, scores in found["baselines"].items():
             network = "teachers" if name in ENSEMBLES else first
-            rows.append([ipc, SHORT_NAMES.get(name, name), *_numbers(scores), network])
-            bars.append((SHORT_NAMES.get(name, name), point(scores), False))
+            rows.append([ipc, short(name), *_numbers(scores), network])
+            bars.append((short(name), point(scores), False))
         teachers = run.result["teachers"]["top1_mean"]
         if teachers is not None:
             bars.append(("teachers (mean)", Point(teachers, 0.0, 1), False))
@@ -315,7 +315,7 @@ def again(config_yaml: str, command: str, tags: Mapping[str, str]) -> list[Block
 
     Args:
         config_yaml: the whole config.
-        command: that takes it.
+        command: that takes it; several have a line each.
         tags: of the journal, that may know the commit.
     """
     commit = tags.get("mlflow.source.git.commit")
@@ -325,6 +325,6 @@ def again(config_yaml: str, command: str, tags: Mapping[str, str]) -> list[Block
             "The same config on the same machine gives the same sets, byte for byte; another "
             "processor or another torch rounds differently."
         ),
-        Code(f"{checkout}uv run {command}\n"),
+        Code(checkout + "".join(f"uv run {line}\n" for line in command.splitlines())),
         Code(config_yaml, "config.yaml, in full", folded=True),
     ]

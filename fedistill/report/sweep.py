@@ -225,8 +225,23 @@ def _warnings(state: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
     ]
     curves = comparison.curves(rows).values()
     found += alone(point.n for curve in curves for point in curve.values())
+    found += _of_several_versions(folders)
     if missing:
         found.append(f"{missing} of {len(state['runs'])} federations are not done: see below.")
+    return found
+
+
+def _of_several_versions(folders: Iterable[Path]) -> list[str]:
+    """Say so where a sweep went on after its code or its libraries had changed."""
+    commits, libraries = set(), set()
+    for run in map(Run.read, folders):
+        commits.add(run.tags.get("mlflow.source.git.commit", "")[:10] or "an unknown one")
+        libraries.add(", ".join(f"{name} {it}" for name, it in run.result["versions"].items()))
+    found = []
+    if len(commits) > 1:
+        found.append(f"Federations are of several commits: {', '.join(sorted(commits))}.")
+    if len(libraries) > 1:
+        found.append(f"Federations are of several libraries: {'; '.join(sorted(libraries))}.")
     return found
 
 
@@ -337,6 +352,7 @@ def _again(folder: Path, state: Mapping[str, Any], rows: Sequence[Row]) -> list[
         config = without_secrets((folder / results.CONFIG).read_text(encoding="utf-8"))
     except OSError:
         config = ""
-    command = without_secrets(shlex.join(map(str, state["command"])))
+    typed = state.get("commands", [state["command"]])
+    command = without_secrets("\n".join(shlex.join(map(str, it)) for it in typed))
     tags = Run.read(rows[0].folder).tags if rows else {}
     return again(config, command, tags)

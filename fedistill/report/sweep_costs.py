@@ -7,7 +7,7 @@ from fedistill.comparison import Facet, Line, Point, Row
 from fedistill.comparison_files import mean_bytes
 from fedistill.report.costs import cost_of, cost_of_set
 from fedistill.report.page import Block, Chart, Pictures, Table, duration, score, size
-from fedistill.report.recorded import SHORT_NAMES
+from fedistill.rows import short
 
 _COSTS = (
     "Accuracy and the megabytes that a federation sends for this set alone; the numbers at points "
@@ -41,7 +41,7 @@ def baselines(rows: Sequence[Row]) -> list[Block]:
     head = ["method"] * several + ["IPC", "N", "distilled set"]
     return [
         Table(
-            [*head, *(SHORT_NAMES.get(name, name) for name in names)],
+            [*head, *(short(name) for name in names)],
             table,
             frozenset(strong),
             names=1 if several else 0,
@@ -140,7 +140,7 @@ def _priced_baselines(rows: Sequence[Row]) -> dict[Line, list[charts.Cost]]:
                 if known:
                     points.append((sum(known) / len(known), point, f"{clients}"))
             if points:
-                label = SHORT_NAMES.get(name, name)
+                label = short(name)
                 found.setdefault(line, []).append(charts.Cost(label, points, real=True))
     return found
 

@@ -106,12 +106,37 @@ def test_a_line_of_the_table_for_each_cell(folder):
     assert len(lines) == 8
     assert [*lines[0]] == [
         "distiller", "alpha", "clients", "ipc", "seeds", "mean", "std", "n", "teachers",
-        "ensemble_mean", "ensemble_std", "random_mean", "random_std", "bytes_up", "bytes_down",
+        "bytes_up", "bytes_down",
+        "ensemble_mean", "ensemble_std", "ensemble_bytes_up", "ensemble_bytes_down",
+        "random_mean", "random_std", "random_bytes_up", "random_bytes_down",
     ]  # fmt: skip
     cell = next(it for it in lines if (it["alpha"], it["clients"], it["ipc"]) == ("0.1", "2", "10"))
     assert (cell["mean"], cell["std"], cell["n"], cell["seeds"]) == ("13.35", "0.354", "2", "1")
     assert (cell["random_mean"], cell["teachers"]) == ("10.5", "88.125")
     assert (cell["bytes_up"], cell["bytes_down"]) == ("2000", "200")
+
+
+def test_every_row_of_the_table_has_its_own_bytes(tmp_path):
+    beside = {
+        "random": {**made_up.scores(1.0), "bytes": {"up": 7, "down": 3}},
+        "ensemble": made_up.scores(2.0),
+    }
+    folder = made_up.sweep_folder(
+        tmp_path / "sweep",
+        clients=[2],
+        seeds=[0],
+        baselines=beside,
+        traffic=lambda ipc: {"up": 50 * ipc, "down": ipc},
+    )
+    comparison_files.write(folder)
+    text = (folder / "comparison" / "table.csv").read_text()
+    lines = {it["ipc"]: it for it in csv.DictReader(io.StringIO(text))}
+    assert {ipc: (it["bytes_up"], it["bytes_down"]) for ipc, it in lines.items()} == {
+        "1": ("50", "1"),
+        "10": ("500", "10"),
+    }
+    assert (lines["10"]["random_bytes_up"], lines["10"]["random_bytes_down"]) == ("7", "3")
+    assert lines["10"]["ensemble_bytes_up"] == ""
 
 
 def test_the_json_table_is_what_pandas_reads_as_split(folder):

@@ -104,7 +104,7 @@ def test_results_that_cannot_be_reached_are_not_lost(tmp_path, monkeypatch):
     there = tmp_path / "runs" / "mnist-1"
     results.write_json(there / results.RESULT, {"name": "x"})
     (there / deployment.REPLIES).mkdir()
-    (there / ".sweep.lock").touch()
+    (there / ".fedistill.lock").touch()
     deployment.fetch(tiny_config(), output, "mnist-1")
     assert [path.name for path in output.iterdir()] == [results.RESULT]
 

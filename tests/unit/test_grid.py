@@ -7,7 +7,7 @@ import pytest
 import yaml
 from fakes import tiny_tree
 
-from fedistill import grid
+from fedistill import config_file, grid
 from fedistill.config import SweepConfig
 from fedistill.errors import ConfigError
 
@@ -46,6 +46,18 @@ def test_an_alpha_makes_the_split_dirichlet_and_iid_the_even_one(path: Path):
     assert found.axes["alpha"] == [None, 0.1]
     quantity = grid.load(path, ["partition.name=quantity"], SweepConfig(alpha=(0.1,)))
     assert quantity.federations[0].config.partition.name == "quantity"
+    # An option of the config's own split has no meaning for those of the axis, and no one gave it.
+    own = ["partition.name=pathological", "partition.classes_per_client=1"]
+    found = grid.load(path, own, SweepConfig(alpha=("iid", 0.1), clients=(2,)))
+    assert [it.config.partition.name for it in found.federations] == ["iid", "dirichlet"]
+
+
+def test_the_config_that_is_kept_names_all_axes(path: Path):
+    axes = SweepConfig(clients=(1, 2), seed=(0, 1), vary={"relabel.views": (2, 3)})
+    found = grid.load(path, [], axes)
+    again = path.with_name("again.yaml")
+    again.write_text(config_file.dump(found.base))
+    assert grid.load(again).federations == found.federations
 
 
 def test_only_the_configs_own_distiller_keeps_its_options(path: Path):

@@ -95,6 +95,7 @@ FLOORS = [
         "fedistill.report.page",
         "fedistill.error_replies",
         "fedistill.states",
+        "fedistill.sweep_folder",
     ],
     [
         "fedistill.losses.bottleneck",

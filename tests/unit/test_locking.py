@@ -38,10 +38,10 @@ with exclusive(Path({str(tmp_path)!r}), "the folder"):
     os._exit(0)
 """
     assert run_python(code).strip() == "held"
-    assert (tmp_path / ".sweep-owner.json").exists()
+    assert (tmp_path / ".fedistill-owner.json").exists()
     with exclusive(tmp_path, "the folder"):
         pass
-    assert not (tmp_path / ".sweep-owner.json").exists()
+    assert not (tmp_path / ".fedistill-owner.json").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path):

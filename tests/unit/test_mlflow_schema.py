@@ -8,7 +8,9 @@ import pytest
 
 from fedistill import mlflow_schema
 from fedistill.errors import OutputError
+from fedistill.journal import Journal
 from fedistill.mlflow_schema import check_store
+from fedistill.tracking import deliver
 
 
 def store(path: Path, revision: str | None) -> str:
@@ -36,12 +38,17 @@ def test_the_newest_schema_is_accepted_and_so_is_a_store_that_is_not_there(tmp_p
 @pytest.mark.parametrize("older", [True, False])
 def test_another_schema_is_refused_and_nothing_is_changed(tmp_path: Path, older: bool):
     known, newest = mlflow_schema._known_revisions()
-    path = tmp_path / "mlflow.db"
+    path = tmp_path / "my #1 store, 50%25.db"
     uri = store(path, sorted(known - {newest})[0] if older else "f" * 12)
     before = path.read_bytes()
     with pytest.raises(OutputError, match="mlflow db upgrade" if older else "upgrade mlflow"):
         check_store(uri)
     assert path.read_bytes() == before
+    Journal(tmp_path).start(experiment="e", run_name="r", tags={}, uri=uri)
+    with pytest.raises(OutputError, match="nothing was changed"):  # in place of migrating it
+        deliver(tmp_path)
+    assert path.read_bytes() == before
+    assert {it.name for it in tmp_path.iterdir()} == {path.name, "tracking.jsonl"}
 
 
 @pytest.mark.parametrize("content", ["text", "other tables", "no revision"])

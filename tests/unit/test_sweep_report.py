@@ -130,6 +130,18 @@ def test_a_student_is_alone_where_no_other_seed_has_one(tmp_path, seeds, told):
     assert ("One student alone" in read(one).text) == told
 
 
+def test_a_change_of_code_or_libraries_in_the_middle_is_told(tmp_path):
+    folder = made_up.sweep_folder(tmp_path / "sweep", clients=[1, 2], seeds=[0])
+    assert "Federations are of several" not in read(folder).text
+    path = folder / "runs" / "sre2l_alpha-None_clients-02_seed-0" / "result.json"
+    tree = json.loads(path.read_text())
+    path.write_text(json.dumps({**tree, "versions": {"fedistill": "0.0.8"}}))
+    assert "several libraries: fedistill 0.0.7; fedistill 0.0.8" in read(folder).text
+    tags = {"mlflow.source.git.commit": "0123456789abcdef"}
+    Journal(path.parent).start(experiment="e", run_name="r", tags=tags, uri=None)
+    assert "several commits: 0123456789, an unknown one" in read(folder).text
+
+
 def test_matching_losses_of_several_methods_share_a_chart(tmp_path):
     folder = made_up.sweep_folder(
         tmp_path / "s",

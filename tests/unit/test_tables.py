@@ -1,11 +1,13 @@
 """What the commands print."""
 
+import json
 from pathlib import Path
 
+import made_up
 import pytest
 from fakes import tiny_set
 
-from fedistill import tables
+from fedistill import comparison, tables
 
 
 @pytest.mark.parametrize(
@@ -27,6 +29,25 @@ def test_a_set_tells_its_method_and_its_score(
     printed = capsys.readouterr().out
     assert all(text in printed for text in shown)
     assert "?" not in printed
+
+
+def test_teachers_of_unlike_splits_are_not_averaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "200")
+    folder = made_up.sweep_folder(tmp_path / "one", clients=[2], seeds=[0])
+    tables.print_sweep(comparison.read(folder), folder)
+    assert "│ teachers │" in capsys.readouterr().out.replace("┃", "│")
+    folder = made_up.sweep_folder(tmp_path / "two", clients=[2], seeds=[0], alphas=[None, 0.1])
+    path = folder / "runs" / "sre2l_alpha-0.1_clients-02_seed-0" / "result.json"
+    tree = json.loads(path.read_text())
+    path.write_text(json.dumps({**tree, "teachers": {"top1": [40.0], "top1_mean": 40.0}}))
+    tables.print_sweep(comparison.read(folder), folder)
+    printed = capsys.readouterr().out
+    assert "teachers, iid" in printed
+    assert "teachers, alpha 0.1" in printed
+    assert "88.12" in printed or "88.13" in printed
+    assert "40.00" in printed
 
 
 def test_where_teachers_stay_at_home_there_is_no_row_for_them(

@@ -1,0 +1,199 @@
+"""The folder of a sweep: what may be put there, and how it grows.
+
+`sweep.json` says which federations there are. A later command may add others, as long as they
+belong into the same comparison; one that is there already keeps its folder, whatever axes the new
+command names.
+"""
+
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedistill import comparison, config_file, locking, results
+from fedistill.errors import OutputError
+from fedistill.grid import Federation, Grid
+from fedistill.journal import JOURNAL, flatten
+
+STORE = "store"  # the artefact store, where no other is named
+
+Tree = Mapping[str, Any]
+
+# What a chart cannot tell apart must be the same in all of its federations. Along a line these may
+# change alone ...
+_ALONG_A_LINE = (
+    "baselines",
+    "distill.ipc",
+    "federation",
+    "name",
+    "partition.clients",
+    "seed",
+    "sweep",
+    "tracking",
+)
+# ... and from line to line also what follows from the method or the split. These do not: they say
+# on which data, and after what training, accuracies are compared.
+_IN_EVERY_LINE = ("data", "model", "teacher", "student")
+
+
+def with_known_folders(grid: Grid, output: Path) -> Grid:
+    """Let experiments that a sweep holds already keep their folders.
+
+    A folder is named by the axes of a command, so a command with another axis would name it anew.
+
+    Args:
+        grid: of the command.
+        output: the folder of the sweep.
+    """
+    known = {config_file.sha256(config): run["folder"] for run, config in _held(output)}
+    found = [
+        replace(it, folder=known.get(config_file.sha256(it.config), it.folder))
+        for it in grid.federations
+    ]
+    return replace(grid, federations=found)
+
+
+def check(grid: Grid, output: Path) -> None:
+    """Refuse a folder that holds anything but this sweep.
+
+    Args:
+        grid: with the folders that the sweep knows.
+        output: the folder of the sweep.
+
+    Raises:
+        OutputError: what it holds, and what to do; nothing was changed.
+    """
+    if not (output / comparison.SWEEP).is_file():
+        # A sweep that was stopped before it began has left no more than these.
+        results.check_free(output, leftovers=(*locking.FILES, STORE))
+        return
+    held = _held(output)
+    by_folder = {run["folder"]: config for run, config in held}
+    for it in grid.federations:
+        before = by_folder.get(it.folder)
+        if before is not None and config_file.sha256(before) != config_file.sha256(it.config):
+            raise _other(output, it.folder, changed(before, it.config))
+        for run, config in held:
+            _check_comparable(it, run, changed(config, it.config), output)
+
+
+def _check_comparable(it: Federation, run: Tree, differs: Sequence[str], output: Path) -> None:
+    varied = {*it.varied, *run.get("varied", [])}
+    differs = [key for key in differs if key not in varied]
+    if (run["distiller"], run["alpha"]) == (it.method, it.alpha):
+        found = [key for key in differs if not _within(key, _ALONG_A_LINE)]
+    else:
+        found = [key for key in differs if _within(key, _IN_EVERY_LINE)]
+    if found:
+        raise _other(output, run["folder"], found)
+
+
+def _other(output: Path, folder: str, differs: Sequence[str]) -> OutputError:
+    return OutputError(
+        f"{output} holds a sweep with another config: {folder} differs in "
+        f"{', '.join(differs[:5])}; nothing was changed: choose another --output (with "
+        f"--store {output / STORE} teachers and images are not made again), or take the "
+        "options of that sweep"
+    )
+
+
+def changed(before: Any, after: Any) -> list[str]:
+    """List the keys in which two configs differ."""
+    old, new = (flatten(config_file.to_dict(config)) for config in (before, after))
+    return sorted(key for key in old | new if old.get(key) != new.get(key))
+
+
+def claim(grid: Grid, output: Path, own: Sequence[Tree], done: Sequence[str]) -> None:
+    """Write what the sweep consists of, and the config of each federation that is left.
+
+    Args:
+        grid: of the command.
+        output: the folder of the sweep.
+        own: what `sweep.json` is to say of each federation of the grid.
+        done: folders of those that are not run again.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    path = output / comparison.SWEEP
+    before = results.read_json(path) if path.is_file() else {}
+    new = {run["folder"] for run in own}
+    older = [run for run in before.get("runs", []) if run["folder"] not in new]
+    axes = {
+        name: list(dict.fromkeys([*before.get("axes", {}).get(name, []), *values]))
+        for name, values in grid.axes.items()
+    }
+    command = ["fedistill", *sys.argv[1:]]
+    earlier = [it for it in before.get("commands", []) if it != command]
+    results.write_json(
+        path,
+        {
+            "sweep_id": before.get("sweep_id", uuid.uuid4().hex[:12]),
+            "name": grid.base.name,
+            "command": command,
+            "commands": [*earlier, command],
+            "axes": {name: sorted(values, key=_order) for name, values in axes.items()},
+            "created": before.get("created", time.strftime("%Y-%m-%d %H:%M:%S")),
+            "seconds": before.get("seconds", 0.0),
+            "runs": [*older, *own],
+        },
+    )
+    results.write_whole(output / results.CONFIG, config_file.dump(grid.base).encode())
+    (output / "progress.jsonl").unlink(missing_ok=True)
+    for it in grid.federations:
+        if it.folder in done:
+            continue
+        folder = output / it.folder
+        (folder / results.FAILURE).unlink(missing_ok=True)
+        shutil.rmtree(folder / "sets", ignore_errors=True)  # half of them may be there
+        results.write_whole(folder / results.CONFIG, config_file.dump(it.config).encode())
+
+
+def states(output: Path) -> dict[str, str]:
+    """Return done, failed or todo for each federation that the sweep holds, by its folder."""
+    if not (output / comparison.SWEEP).is_file():
+        return {}
+    return {run["folder"]: run["status"] for run in comparison.read(output)["runs"]}
+
+
+def left(output: Path) -> list[str]:
+    """Return the folders of the federations that are still to be run."""
+    return [folder for folder, status in states(output).items() if status == "todo"]
+
+
+def journals(folder: Path) -> list[Path]:
+    """Return the folders of a sweep and of its federations that have a journal; a run's own."""
+    runs = [folder / run for run in states(folder)]
+    return [folder, *(run for run in runs if (run / JOURNAL).is_file())]
+
+
+def add_seconds(output: Path, seconds: float) -> None:
+    """Add the time of one command to that of the sweep."""
+    path = output / comparison.SWEEP
+    tree = results.read_json(path)
+    results.write_json(path, {**tree, "seconds": round(tree["seconds"] + seconds, 1)})
+
+
+def _held(output: Path) -> list[tuple[Tree, Any]]:
+    """Return what `sweep.json` says of each federation that has a config, and the config."""
+    if not (output / comparison.SWEEP).is_file():
+        return []
+    found = []
+    for run in comparison.read(output)["runs"]:
+        path = output / run["folder"] / results.CONFIG
+        if path.is_file():
+            found.append((run, config_file.load(path)))
+    return found
+
+
+def _within(key: str, sections: Sequence[str]) -> bool:
+    return any(key == section or key.startswith(f"{section}.") for section in sections)
+
+
+def _order(value: Any) -> tuple[bool, Any]:
+    """Sort the values of an axis: iid before every alpha, names by the alphabet."""
+    return (value is not None, value if value is not None else 0)
