@@ -5,6 +5,7 @@ Distillation", CIKM 2024, doi:10.1145/3627673.3679897: DB-SRe2L with ResNet-18, 
 N = 1 is SRe2L itself. The paper chose N on the test split.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,8 +69,13 @@ _TRAIN_IMAGES = 50_000
 
 def table(config: Mapping[str, Any]) -> Published | None:
     """Return the paper's table of the data set that a config names, if there is one."""
+    return TABLES.get(data_name(config))
+
+
+def data_name(config: Mapping[str, Any]) -> str:
+    """Return the last part of `data.name`, as papers are looked up: `cifar10`, `fashionmnist`."""
     name = str(config["data"]["name"]).rstrip("/").rpartition("/")[2]
-    return TABLES.get(name.lower().replace("-", ""))
+    return re.sub("[-_]", "", name.lower())
 
 
 def differences(

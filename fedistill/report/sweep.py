@@ -15,6 +15,7 @@ from fedistill import __version__, charts, comparison, comparison_files, finding
 from fedistill.comparison import Facet, Line, Point, Row
 from fedistill.journal import without_secrets
 from fedistill.report.curves import matching
+from fedistill.report.one_shot import beside_one_shot
 from fedistill.report.page import (
     Block,
     Chart,
@@ -80,6 +81,7 @@ def _results(state: Mapping[str, Any], rows: Sequence[Row]) -> list[Section]:
     return [
         *first,
         Section("Beside the paper's table", beside_paper(rows)),
+        Section("Beside one-shot methods", beside_one_shot(rows)),
         Section("Beside the distilled sets", baselines(rows)),
         Section("Other networks", _other_networks(rows)),
         Section("How closely the sets are matched", matching(rows)),

@@ -249,5 +249,36 @@ def test_the_paper_stands_beside_no_other_setting(tmp_path, monkeypatch):
     assert "27.2" not in page.text
 
 
+def dirichlet_sweep(folder: Path, data: str, clients: int = 5) -> Reader:
+    sections = {"data": {"name": data}, "partition": {"name": "dirichlet", "clients": clients}}
+    beside = {"fedavg_1": made_up.scores(33.0), "ensemble": made_up.scores(44.0)}
+    made_up.sweep_folder(
+        folder,
+        clients=(clients,),
+        ipc=(1, 10),
+        alphas=(0.1, 0.5, 0.7),
+        sections=sections,
+        baselines=beside,
+    )
+    return read(folder)
+
+
+def test_published_one_shot_methods_stand_beside_the_same_split(tmp_path):
+    page = dirichlet_sweep(tmp_path / "s", "some/where/mnist")
+    assert "Beside one-shot methods" in page.headings
+    text = page.text.split("Beside one-shot methods")[-1]
+    assert "what is left alpha 0.1 alpha 0.5 sre2l, IPC 1 a set 16.31" in text
+    assert "FedAvg, 1 round one model 33.00 \N{PLUS-MINUS SIGN} 0.00" in text
+    assert "FedAvg, 1 round, published one model 48.2 90.6" in text
+    assert "DENSE, published one model 66.6 95.8" in text
+    assert "FuseFL, published one fused model, several uploads 97.2 98.5" in text
+
+
+@pytest.mark.parametrize(("data", "clients"), [("digits", 5), ("mnist", 10)])
+def test_one_shot_methods_are_left_out_where_they_have_no_numbers(tmp_path, data, clients):
+    page = dirichlet_sweep(tmp_path / "s", data, clients)
+    assert "Beside one-shot methods" not in page.headings
+
+
 def test_the_paper_is_not_mentioned_for_other_data(sweep):
     assert "Beside the paper's table" not in sweep[1].headings

@@ -1,0 +1,83 @@
+"""Published one-shot methods beside ours: the same data, split and number of clients."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from fedistill import comparison, published
+from fedistill import published_one_shot as one_shot
+from fedistill.comparison import Point, Row
+from fedistill.report.page import Block, Table, score
+from fedistill.report.recorded import Run
+from fedistill.rows import short
+
+_BESIDE = ("fedavg_1", "ensemble", "coverage_ensemble")  # ours, of what they have too
+
+
+def beside_one_shot(rows: Sequence[Row]) -> list[Block]:
+    """Return accuracy over alpha, ours and theirs; empty for data or splits that they do not have.
+
+    Networks and training may differ: the caption says so.
+    """
+    fitting, names, models = [], set(), set()
+    for row in rows:
+        config = Run.read(row.folder).config
+        name = published.data_name(config)
+        if (
+            name in one_shot.RIVALS
+            and config["partition"]["name"] == "dirichlet"
+            and row.clients == one_shot.CLIENTS
+            and row.line.alpha in one_shot.ALPHAS
+        ):
+            fitting.append(row)
+            names.add(name)
+            models.add(config["student"]["models"][0]["name"])
+    if len(names) != 1:
+        return []
+    alphas = sorted({alpha for row in fitting if (alpha := row.line.alpha) is not None})
+    table = [
+        *_ours(fitting, alphas),
+        *(
+            [
+                f"{rival.name}, published",
+                rival.leaves,
+                *(f"{rival.top1[one_shot.ALPHAS.index(alpha)]:.1f}" for alpha in alphas),
+            ]
+            for rival in one_shot.RIVALS[names.pop()]
+        ),
+    ]
+    caption = (
+        f"Top-1 in percent, {one_shot.CLIENTS} clients. Published: {one_shot.PAPER}, ResNet-18, "
+        f"200 local epochs, splits of their own; ours: {', '.join(sorted(models))}."
+    )
+    head = ["", "what is left", *(f"alpha {alpha:g}" for alpha in alphas)]
+    return [Table(head, table, names=2, caption=caption)]
+
+
+def _ours(rows: Sequence[Row], alphas: Iterable[float]) -> list[list[str]]:
+    """Return a line for each method and IPC, and for rows beside that do not depend on the IPC."""
+    methods = list(dict.fromkeys(row.line.distiller for row in rows))
+    curves = comparison.curves(rows)
+    found = []
+    for method in methods:
+        for ipc in sorted({row.line.ipc for row in rows if row.line.distiller == method}):
+            points = {
+                line.alpha: curve[one_shot.CLIENTS]
+                for line, curve in curves.items()
+                if (line.distiller, line.ipc) == (method, ipc)
+            }
+            found.append([f"{method}, IPC {ipc}", "a set", *_cells(points, alphas)])
+    for name in _BESIDE:
+        values: dict[float | None, list[float]] = {}
+        counted = set()
+        for row in rows:
+            if row.folder not in counted and name in row.baselines:
+                counted.add(row.folder)
+                values.setdefault(row.line.alpha, []).extend(row.baselines[name])
+        if values:
+            points = {alpha: comparison.point(top1) for alpha, top1 in values.items()}
+            left = "one model" if name == "fedavg_1" else "all clients' models"
+            found.append([short(name), left, *_cells(points, alphas)])
+    return found
+
+
+def _cells(points: Mapping[float | None, Point], alphas: Iterable[float]) -> list[str]:
+    return [score(*points[alpha]) if alpha in points else "-" for alpha in alphas]
