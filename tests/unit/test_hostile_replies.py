@@ -4,6 +4,7 @@ import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from io import BytesIO
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -136,6 +137,12 @@ def teacher(name: str, value: Any) -> Change:
     return put_array("teacher-0", name, value)
 
 
+def bomb(first: str) -> str:
+    """YAML of lists: each names the one before nine times."""
+    lines = [f"- &{it} [{','.join([f'*{before}'] * 9)}]" for before, it in pairwise("abcdefg")]
+    return "\n".join([first, *lines])
+
+
 BIAS, VARIANCE = "classifier.bias", next(name for name in TEACHER if "running_var" in name)
 MANY = 200_000
 
@@ -264,6 +271,12 @@ HOSTILE: dict[str, dict[str, Change]] = {
             "a: &a [x,x,x,x,x,x,x,x,x]\n"
             + "".join(f"{n}: &{n} [{','.join([f'*{p}'] * 9)}]\n" for p, n in ("ab", "bc", "cd")),
         ),
+        "a model that is a bomb of lists": put("device", "model", bomb("- &a [x,x,x,x,x,x,x,x,x]")),
+        "a model whose name is a bomb": put("device", "model", bomb("name:\n- &a [xxxxxxxxx]")),
+        "a model with an alias": put("device", "model", "{name: &a convnet, norm: *a}"),
+        "a model of lists": put("device", "model", "{name: convnet, depth: [2]}"),
+        "a model of sections": put("device", "model", "{name: {name: convnet}}"),
+        "a model without end": put("device", "model", "&a [*a]"),
         "a model that is an object": put("device", "model", "!!python/object/apply:os.getpid []"),
         "a model that is a list": put("device", "model", "[convnet]"),
         "a model that is a book": put("device", "model", "#" * MANY),
