@@ -80,7 +80,8 @@ def tensor(
     """Read an array as a tensor.
 
     Its header is read first: of what is not as expected, or has other bytes than its header
-    says, no number is copied.
+    says, no number is copied. What Flower says of it beside must agree: replies are serialised
+    again, and only what is true of some array always can be.
 
     Args:
         name: for a message.
@@ -103,6 +104,8 @@ def tensor(
         claimed, held = math.prod(found) * kind.itemsize, len(array.data) - file.tell()
         if claimed != held:
             raise ValueError(f"its header speaks of {claimed} bytes, and {held} follow")
+        if (array.dtype, array.shape) != (str(kind), found):
+            raise ValueError(f"it is said to be {array.dtype} {array.shape}: it is {kind} {found}")
         return torch.from_numpy(array.numpy())
     except WireError:
         raise

@@ -191,11 +191,11 @@ class Exchange:
         for client, reply in self.replies(grid, messages, most, fail_at_this):
             try:
                 said = read(client, reply.content)
+                if self.kept:
+                    self.kept.put(client, message_type, left[client], reply.content)
             except WireError as error:
                 fail_at_this(client, f"its reply was refused: {error}")
                 continue
-            if self.kept:
-                self.kept.put(client, message_type, left[client], reply.content)
             yield client, said
 
     def messages(self, message_type: str, contents: Mapping[int, RecordDict]) -> dict[int, Message]:

@@ -143,6 +143,7 @@ def bomb(first: str) -> str:
     return "\n".join([first, *lines])
 
 
+IMAGES = Array(SHARE.images.numpy())
 BIAS, VARIANCE = "classifier.bias", next(name for name in TEACHER if "running_var" in name)
 MANY = 200_000
 
@@ -170,6 +171,12 @@ HOSTILE: dict[str, dict[str, Change]] = {
         "a header that is a program": put_array("set", "images", raw_header("__import__('os')")),
         "a header of brackets": put_array("set", "images", raw_header("(" * 9000)),
         "a header of minus signs": put_array("set", "images", raw_header("-" * 9000 + "1")),
+        "images said to be of another shape": put_array(
+            "set", "images", Array("uint8", (2**31 - 1,), "numpy.ndarray", IMAGES.data)
+        ),
+        "images said to be fractions": put_array(
+            "set", "images", Array("float32", IMAGES.shape, "numpy.ndarray", IMAGES.data)
+        ),
         "a pickle": put_array(
             "set", "images", Array("uint8", (3,), "numpy.ndarray", b"\x80\x04N.")
         ),
