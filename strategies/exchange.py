@@ -264,7 +264,7 @@ class Exchange:
                             client, f"its reply was refused: it holds more than {bytes_left} bytes"
                         )
                     elif self._is_good(client, reply, limit, fail):
-                        self._count_up(client, reply)
+                        self._count_up(client, messages[client].metadata.message_type, reply)
                         yield client, reply
                 found = []  # what was yielded may be large, and the next one is to come
             now = time.monotonic()
@@ -291,10 +291,10 @@ class Exchange:
         fail(client, _reason(reply.error, limit))
         return False
 
-    def _count_up(self, client: int, reply: Message) -> None:
-        """Count the bytes of a reply."""
+    def _count_up(self, client: int, message_type: str, reply: Message) -> None:
+        """Count the bytes of a reply to what was asked; its own type may be anything."""
         ledger = self._ledger
-        ledger.count(ledger.up, client, reply.metadata.message_type, wire.size(reply.content))
+        ledger.count(ledger.up, client, message_type, wire.size(reply.content))
 
     def fail(self, client: int, reason: str) -> None:
         """Leave a client out; the first reason counts."""
@@ -330,19 +330,21 @@ def _holds_more(reply: Message, most: int) -> bool:
 
 def _reason(error: Error, limit: float) -> str:
     """Say why a client has not answered, in words of ours for what the network does."""
+    # Words from the network: not too many, and none that a terminal takes for orders.
+    words = error.reason or "no reason given"
+    shown = records.plain(words, _REASON_WIDTH)
     if error.code in _EXPIRED:
-        return f"no answer within {limit:g} s ({error.reason})"
+        return f"no answer within {limit:g} s ({shown})"
     if error.code == _GONE:
-        return f"its node is gone: no sign of life from its SuperNode ({error.reason})"
+        return f"its node is gone: no sign of life from its SuperNode ({shown})"
     if error.code == _CRASHED:
         return (
-            f"its ClientApp died ({error.reason}); perhaps the device ran out of memory: look at "
-            "the SuperNode's log"
+            f"its ClientApp died ({shown}); perhaps the device ran out of memory: look at the "
+            "SuperNode's log"
         )
-    # Words from the network: not too many, and none that a terminal takes for orders.
-    lines = [line for line in (error.reason or "").splitlines() if line.strip()]
-    shown = [_indent(line) + records.plain(line, _REASON_WIDTH) for line in lines[-_REASON_LINES:]]
-    return "\n".join(shown) or "no reason given"
+    lines = [line for line in words.splitlines() if line.strip()]
+    last = [_indent(line) + records.plain(line, _REASON_WIDTH) for line in lines[-_REASON_LINES:]]
+    return "\n".join(last) or "no reason given"
 
 
 def _indent(line: str) -> str:
