@@ -13,14 +13,13 @@ from typing import TypeVar
 from flwr.app import Error, Message, RecordDict
 from flwr.common import log
 from flwr.serverapp import Grid
-from google.protobuf.message import DecodeError
 
 from fedistill import records, wire
 from fedistill.config import Config
 from fedistill.errors import ClientsFailed, WireError, WorkerDied
 from strategies.failures import Failures, last_lines
 from strategies.kept import KeptReplies
-from strategies.pull_limit import fetching_at_most
+from strategies.pull_limit import pull
 
 T = TypeVar("T")
 
@@ -32,10 +31,6 @@ _GRACE_S = 30.0  # after the time to live, for the explicit "expired" reply to a
 _UNKNOWN_ERROR = 0  # Flower's code for a dead simulation worker, which then swallows messages
 # Flower's codes (flwr.common.constant.ErrorCode) whose own words do not help an operator.
 _EXPIRED = (3, 4)
-# What a message of bytes that are no message makes Flower raise.
-_UNREADABLE = (
-    AttributeError, DecodeError, EOFError, IndexError, KeyError, MemoryError, TypeError, ValueError,
-)  # fmt: skip
 _GONE, _CRASHED = 5, 8
 
 
@@ -247,26 +242,20 @@ class Exchange:
         while asked:
             came = False
             for key in list(asked):
-                bytes_left = most[asked[key]]
-                with fetching_at_most(grid, bytes_left) as limited:
-                    try:
-                        found = list(grid.pull_messages([key]))
-                    except _UNREADABLE as error:  # Flower decodes what it fetches
-                        why = records.plain(f"{type(error).__name__}: {error}")
-                        fail(asked.pop(key), f"its reply cannot be read: {why}")
-                        came = True
+                client = asked[key]
+                try:
+                    reply = pull(grid, key, most[client], trusted=self.simulated)
+                except WireError as error:
+                    fail(client, str(error))
+                else:
+                    if reply is None:
                         continue
-                for reply in found:
-                    came = True
-                    client = asked.pop(key)
-                    if _holds_more(reply, bytes_left) or (limited and limited.exceeded):
-                        fail(
-                            client, f"its reply was refused: it holds more than {bytes_left} bytes"
-                        )
-                    elif self._is_good(client, reply, limit, fail):
+                    if self._is_good(client, reply, limit, fail):
                         self._count_up(client, messages[client].metadata.message_type, reply)
                         yield client, reply
-                found = []  # what was yielded may be large, and the next one is to come
+                    reply = None  # it may be large, and the next one is to come
+                came = True
+                del asked[key]
             now = time.monotonic()
             if asked and now > deadline:
                 break
@@ -322,10 +311,6 @@ class Exchange:
     @property
     def _ledger(self) -> Traffic:
         return self.beside if self.evaluating else self.traffic
-
-
-def _holds_more(reply: Message, most: int) -> bool:
-    return not reply.has_error() and records.held(reply.content) > most
 
 
 def _reason(error: Error, limit: float) -> str:

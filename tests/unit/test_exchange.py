@@ -164,6 +164,15 @@ def test_a_device_ends_no_run(tmp_path):
     assert exchange.failures[2] == "ActorDiedError"
 
 
+def test_what_goes_wrong_in_a_simulation_is_no_fault_of_a_client():
+    class Broken(Answers):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            raise ValueError("a mistake of ours")
+
+    with pytest.raises(ValueError, match="a mistake of ours"):
+        list(asked(made(1), Broken({100: 5}), 0))
+
+
 def test_a_reply_that_is_too_large_is_neither_read_nor_kept(tmp_path):
     exchange = made(2, KeptReplies(tmp_path))
     found = asked(exchange, Answers({100: LARGE, 101: 100}), 0, 1, most=1000)

@@ -65,7 +65,6 @@ FLOORS = [
         "fedistill.simulation",
         "fedistill.training",
         "strategies.failures",
-        "strategies.pull_limit",
     ],
     ["fedistill.comparison", "fedistill.config_file"],
     [
@@ -95,6 +94,7 @@ FLOORS = [
         "fedistill.error_replies",
         "fedistill.states",
         "strategies.kept",
+        "strategies.pull_limit",
     ],
     [
         "fedistill.losses.bottleneck",
