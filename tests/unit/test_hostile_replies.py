@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from fedistill import records, wire, wire_evaluate, wire_labels
 from fedistill.counts import Counts
 from fedistill.crops import ViewOptions
+from fedistill.distillers.base import Trace
 from fedistill.errors import WireError
 from fedistill.models.build import names
 from fedistill.shares import Share
@@ -199,6 +200,7 @@ HOSTILE: dict[str, dict[str, Change]] = {
         "a metric of its own without a name": put("metrics", "", 1.0),
         "endless seconds": put("metrics", "seconds-squeeze", float("inf")),
         "seconds that are no number": put("metrics", "seconds-squeeze", float("nan")),
+        "seconds beyond all time": put("metrics", "seconds-recover", 1.7e308),
         "negative seconds": put("metrics", "seconds-recover", -1.0),
         "a list of seconds": put("metrics", "seconds-recover", [1.0]),
         "no seconds": drop("metrics", "seconds-recover"),
@@ -206,6 +208,14 @@ HOSTILE: dict[str, dict[str, Change]] = {
             {"teacher-curve-steps": [1] * 20_000, "teacher-curve-values": [0.0] * 20_000}
         ),
         "a curve with NaN": put("metrics", "teacher-curve-values", [float("nan"), 1.0]),
+        "a curve beyond numbers": put("metrics", "teacher-curve-values", [1.7e308, 1.0]),
+        "ten curves of 1001 points": lambda content: content["metrics"].update(
+            {
+                f"other:a/{number}-curve-{what}": [value] * 1001
+                for number in range(10)
+                for what, value in (("steps", 1), ("values", 1.0))
+            }
+        ),
         "a curve that goes back": put("metrics", "recover-curve-steps", [-1]),
         "a curve that goes too far": put("metrics", "recover-curve-steps", [2**63 - 1]),
         "a curve of steps alone": drop("metrics", "recover-curve-values"),
@@ -255,6 +265,7 @@ HOSTILE: dict[str, dict[str, Change]] = {
         "a partition below -1": put("metrics", "partition-id", -2),
         "a fraction for a partition": put("metrics", "partition-id", 1.5),
         "images held out below none": put("metrics", "held-out", -1),
+        "more images held out than there are": put("metrics", "held-out", 2**63 - 1),
         "pixels of another number": put("metrics", "pixels", [12 * 64 + 1, *[0] * 255]),
         "pixels below none": put("metrics", "pixels", [12 * 64 + 1, -1, *[0] * 254]),
         "pixels of another channel": put("metrics", "pixels", [12 * 64, *[0] * 255] * 3),
@@ -372,6 +383,18 @@ def test_a_share_is_as_large_as_it_may_be():
     )
     weights = sum(tensor.numel() * tensor.itemsize for tensor in TEACHER.values())
     assert weights < teachers < weights + 2000 * len(TEACHER)
+
+
+def test_a_share_of_as_many_curves_as_a_method_can_note_is_read():
+    trace = Trace(99)  # for no other number of steps are there more points
+    for step in range(99):
+        trace.note(step, {f"matching/{number}": torch.tensor(float(step)) for number in range(100)})
+    epochs = [(epoch, 1.5) for epoch in range(10_000)]
+    seconds = {"squeeze": 1e7, "recover": 0.0}
+    share = replace(SHARE, teacher_curve=epochs, curves=trace.curves, seconds=seconds)
+    found = wire.decode_share(sent(wire.encode_share(share)), ASKED)
+    assert (found.teacher_curve, found.curves) == (epochs, trace.curves)
+    assert sum(map(len, found.curves.values())) == 9900
 
 
 def test_a_reply_that_flower_would_not_serialise_has_a_size():
