@@ -29,17 +29,22 @@ from fedistill import records
 from fedistill.errors import WireError
 
 _FRAME = 1_000_000  # bytes of a message beside its arrays: headers of pieces, names
+# Bytes of all objects but pieces. Names and small numbers take thirty times theirs in Python, and
+# what is allowed for the weights of a large network must not all be names.
+_BESIDE = 8_000_000
 
 
 class Limited:
     """A client of Flower's Runtime API that finds objects of replies up to a sum of bytes.
 
-    The limit holds for what is fetched, and for what its arrays are going to hold.
+    The limit holds for what is fetched, and for what its arrays are going to hold; objects beside
+    the data of arrays have one of their own.
     """
 
     def __init__(self, client: Any, most: int) -> None:
         self._client = client
         self._fetch = self._unfold = most + _FRAME  # bytes that are left
+        self._beside = _BESIDE
         self._sizes: dict[str, int] = {}  # bytes of data of each object that has come
         self._used = Counter[str]()  # how often arrays name each object, come or not
         self._lock = threading.Lock()  # Flower fetches several objects at a time
@@ -47,7 +52,7 @@ class Limited:
     @property
     def exceeded(self) -> bool:
         """Whether there was more than may be fetched, or put together."""
-        return min(self._fetch, self._unfold) < 0
+        return min(self._fetch, self._unfold, self._beside) < 0
 
     def PullObject(self, request: Any, *args: Any, **options: Any) -> Any:
         """Fetch an object."""
@@ -63,11 +68,13 @@ class Limited:
         """Take off what an object costs; pieces and the arrays made of them come in any order."""
         self._fetch -= len(content)
         kind, parts, size = get_object_head_values_from_object_content(content)
+        is_piece = kind == ArrayChunk.__qualname__
+        self._beside -= 0 if is_piece else len(content)
         if key not in self._sizes:
             # Arrays are made of pieces alone: of arrays they could double from one to the next.
-            self._sizes[key] = size if kind == ArrayChunk.__qualname__ else self._unfold + 1
+            self._sizes[key] = size if is_piece else self._unfold + 1
             self._unfold -= self._used[key] * self._sizes[key]
-        if kind == Array.__qualname__ and self._fetch >= 0:
+        if kind == Array.__qualname__ and not self.exceeded:
             for number in json.loads(get_object_body(content, Array))["arraychunk_ids"]:
                 self._used[parts[number]] += 1
                 self._unfold -= self._sizes.get(parts[number], 0)
@@ -100,7 +107,9 @@ def pull(grid: Grid, key: str, most: int, trusted: bool) -> Message | None:
             why = records.plain(f"{type(error).__name__}: {error}")
             raise WireError(f"its reply cannot be read: {why}") from error
     if held > most or (limited and limited.exceeded):
-        raise WireError(f"its reply was refused: it holds more than {most} bytes")
+        raise WireError(
+            f"its reply was refused: it holds more than {most} bytes, or {_BESIDE} beside arrays"
+        )
     return reply
 
 

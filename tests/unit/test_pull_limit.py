@@ -264,6 +264,19 @@ def test_a_hostile_device_takes_no_memory_and_nothing_from_the_others(
     assert peak < 30 * MEGABYTE
 
 
+def test_what_is_allowed_for_arrays_may_not_be_spent_on_names():
+    names = f"[{'[],' * 3_000_000}[]]"  # nine megabytes, and some hundreds as lists of Python
+    superlink = SuperLink({77: lambda it, to: it.message(to, it.add("RecordDict", names))})
+    tracemalloc.start()
+    try:
+        exchange, _ = ask(superlink, 100 * MEGABYTE)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert "or 8000000 beside arrays" in exchange.failures[0]
+    assert peak < 60 * MEGABYTE
+
+
 def test_a_message_of_nothing_and_one_that_is_none_end_no_run(tmp_path: Path):
     one = honest(np.zeros(9, np.uint8))
     superlink = SuperLink(
