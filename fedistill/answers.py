@@ -7,6 +7,7 @@ answers have the same bits whoever else is asked beside it, and wherever.
 adjustment" (ICLR 2021): a teacher that saw a class seldom, or never, does not vote it down.
 """
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ from fedistill.images import DataSpec
 from fedistill.sets import SoftLabels
 from fedistill.training import autocast, side_by_side
 
+LeftOut = Callable[[int, str], object]  # is told whose answers are not taken, and why
+NOT_FINITE = "its teacher's answers are not all finite numbers"
+
+_log = logging.getLogger(__name__)
 _BATCH = 500  # views that a teacher is shown at once; another number rounds differently
 
 
@@ -59,6 +64,11 @@ class Labeller:
     teacher: nn.Module
     mine: Tensor
     prior: Tensor | None = None
+
+
+def warn_of(client: int, why: str) -> None:
+    """Say in the log whose answers are not taken."""
+    _log.warning("client %s has its answers left out: %s", client, why)
 
 
 def prior_adjustment(histogram: Sequence[int]) -> Tensor:

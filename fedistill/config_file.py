@@ -18,7 +18,7 @@ from fedistill.config import (
     ModelConfig,
     StudentConfig,
 )
-from fedistill.config_check import named, parse, validate
+from fedistill.config_check import parse, validate
 from fedistill.errors import ConfigError
 
 
@@ -56,11 +56,23 @@ def loads(text: str, overrides: Sequence[str] = (), origin: str = "config") -> C
     return from_dict(tree, origin)
 
 
-def _read(text: str) -> Any:
-    """Read YAML, refusing a key that is twice in a mapping: the first value would be lost."""
+def _read(text: str, aliases: bool = True) -> Any:
+    """Read YAML, refusing a key that is twice in a mapping: the first value would be lost.
+
+    Args:
+        text: as it was written.
+        aliases: whether a value may be named and used again. Nested, a line of them stands for
+            gigabytes: nothing for texts of others.
+    """
     import yaml
 
     class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+            if not aliases and self.check_event(yaml.AliasEvent):
+                where = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+                raise yaml.composer.ComposerError(None, None, "an alias, '*', is refused", where)
+            return super().compose_node(parent, index)
+
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
             keys = [str(key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
             for key in sorted(key for key in set(keys) if keys.count(key) > 1):
@@ -106,17 +118,24 @@ def to_dict(config: Config) -> dict[str, Any]:
 def read_model(text: str, origin: str) -> ModelConfig:
     """Read a network as YAML, as the key `model` of a config holds it: a name, or a section.
 
+    The text may have come over the network: whatever it is, reading takes little.
+
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is none, or holds aliases.
     """
     import yaml
 
     try:
-        tree = named(_read(text))
+        tree = _read(text, aliases=False)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{origin} is not valid YAML: {error}") from error
-    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
-        raise ConfigError(f"{origin} is no network; accepted: a name, or a section of keys")
+    tree = {"name": tree} if isinstance(tree, str) else tree
+    if not isinstance(tree, dict) or not all(
+        isinstance(key, str) and not isinstance(value, list | dict) for key, value in tree.items()
+    ):
+        raise ConfigError(
+            f"{origin} is no network; accepted: a name, or a section of keys with one value each"
+        )
     found, errors = parse(ModelConfig, tree, origin)
     if errors:
         raise ConfigError("; ".join(errors))

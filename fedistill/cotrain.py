@@ -23,9 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from fedistill import data, sources
+from fedistill.answers import NOT_FINITE, LeftOut, warn_of
 from fedistill.condenser import Condenser, Images
 from fedistill.config import STRICT, Config, DataConfig
-from fedistill.errors import ConfigError, DataError
+from fedistill.errors import ClientsFailed, ConfigError, DataError
 from fedistill.guidance import GuidanceOptions, MixtureGuide
 from fedistill.images import DataSpec, ImageSet
 from fedistill.matching_options import MatchingOptions
@@ -155,6 +156,7 @@ def cotrain(
     seed: int,
     device: torch.device,
     report: Callable[[int, int], None] = lambda done, total: None,
+    left_out: LeftOut = warn_of,
 ) -> tuple[dict[int, SyntheticSet], Curves]:
     """Train the integrated sets again.
 
@@ -166,9 +168,13 @@ def cotrain(
         seed: of the experiment.
         device: where to work.
         report: called with steps done and steps in all.
+        left_out: is told whose answers are not taken, and why.
 
     Returns:
         The sets, and curves by name: the loss of each set's matching, the information between.
+
+    Raises:
+        ClientsFailed: no teacher answers with finite numbers.
     """
     spec = next(iter(sets.values())).spec
     reference = Reference(
@@ -177,7 +183,7 @@ def cotrain(
         seed=seed,
         path=("cotrain",),
         device=device,
-        ask=_Teachers(teachers, seed),
+        ask=_Teachers(teachers, seed, left_out),
         soft=options.targets == "soft",
     )
     own = [_images(options, ipc, synthetic, reference) for ipc, synthetic in sets.items()]
@@ -229,21 +235,33 @@ def _same_data(first: str, second: str) -> bool:
 
 
 class _Teachers:
-    """Draws the client whose teacher answers next."""
+    """Draws the client whose teacher answers next.
 
-    def __init__(self, teachers: Mapping[int, nn.Module], seed: int) -> None:
-        self._teachers = [teacher for _, teacher in sorted(teachers.items())]
+    One whose answer is not finite is drawn no more, and another answers in its place: a NaN would
+    end up in the images.
+    """
+
+    def __init__(self, teachers: Mapping[int, nn.Module], seed: int, left_out: LeftOut) -> None:
+        self._teachers = dict(sorted(teachers.items()))
         self._stream = generator(seed, "cotrain", "teachers")
+        self._left_out = left_out
 
     def __call__(self) -> Answer:
         chosen = int(torch.randint(len(self._teachers), (), generator=self._stream))
-        return partial(_answer, self._teachers[chosen])
+        return partial(self._answer, [*self._teachers][chosen])
 
-
-@torch.no_grad()
-def _answer(teacher: nn.Module, views: Tensor) -> Tensor:
-    logits: Tensor = teacher(views.contiguous(memory_format=torch.channels_last))
-    return logits.float().softmax(1)
+    @torch.no_grad()
+    def _answer(self, client: int, views: Tensor) -> Tensor:
+        if client in self._teachers:
+            shown = views.contiguous(memory_format=torch.channels_last)
+            answer: Tensor = self._teachers[client](shown).float().softmax(1)
+            if bool(answer.isfinite().all()):
+                return answer
+            del self._teachers[client]
+            self._left_out(client, NOT_FINITE)
+        if not self._teachers:
+            raise ClientsFailed(f"no client is left that answers; of each one {NOT_FINITE}")
+        return self()(views)
 
 
 def _kind(spec: DataSpec) -> str:

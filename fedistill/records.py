@@ -19,6 +19,10 @@ from fedistill.config import Config
 from fedistill.errors import WireError
 from fedistill.images import DataSpec
 
+# What is measured is float32; and sums of such numbers over many clients stay finite in float64.
+_LARGEST = torch.finfo(torch.float32).max
+_RANGE = f" of {_LARGEST:.3g} at most"
+
 
 def request(config: Config, spec: DataSpec, partition_id: int) -> RecordDict:
     """Make the beginning of every request: the experiment, the data set, and whom it is for."""
@@ -80,7 +84,8 @@ def tensor(
     """Read an array as a tensor.
 
     Its header is read first: of what is not as expected, or has other bytes than its header
-    says, no number is copied.
+    says, no number is copied. What Flower says of it beside must agree: replies are serialised
+    again, and only what is true of some array always can be.
 
     Args:
         name: for a message.
@@ -103,6 +108,8 @@ def tensor(
         claimed, held = math.prod(found) * kind.itemsize, len(array.data) - file.tell()
         if claimed != held:
             raise ValueError(f"its header speaks of {claimed} bytes, and {held} follow")
+        if (array.dtype, array.shape) != (str(kind), found):
+            raise ValueError(f"it is said to be {array.dtype} {array.shape}: it is {kind} {found}")
         return torch.from_numpy(array.numpy())
     except WireError:
         raise
@@ -168,20 +175,27 @@ def _keys(content: RecordDict) -> str:
     return plain(str(sorted(content)))
 
 
-def integer(record: Mapping[str, Any], key: str, least: int | None = None) -> int:
-    """Read an integer, which may have to be `least` or more."""
+def integer(
+    record: Mapping[str, Any], key: str, least: int | None = None, most: int | None = None
+) -> int:
+    """Read an integer, which may have to be `least` or more, and `most` or less."""
     value = record.get(key)
-    if not _is_integer(value) or (least is not None and value < least):
-        more = "" if least is None else f" of {least} or more"
-        raise WireError(f"'{key}' is {_shown(value)}; expected an integer{more}")
+    if (
+        not _is_integer(value)
+        or (least is not None and value < least)
+        or (most is not None and value > most)
+    ):
+        bounds = "" if least is None else f" of {least} or more"
+        bounds += "" if most is None else f", {most} at most"
+        raise WireError(f"'{key}' is {_shown(value)}; expected an integer{bounds}")
     return int(value)
 
 
 def number(record: Mapping[str, Any], key: str) -> float:
-    """Read a finite number."""
+    """Read a finite number, in the range of float32."""
     value = record.get(key)
     if not _is_number(value):
-        raise WireError(f"'{key}' is {_shown(value)}; expected a finite number")
+        raise WireError(f"'{key}' is {_shown(value)}; expected a finite number{_RANGE}")
     return float(value)
 
 
@@ -200,10 +214,10 @@ def integers(
 
 
 def numbers(record: Mapping[str, Any], key: str) -> list[float]:
-    """Read a list of finite numbers."""
+    """Read a list of finite numbers, in the range of float32."""
     value = record.get(key)
     if not isinstance(value, list) or not all(map(_is_number, value)):
-        raise WireError(f"'{key}' is {_shown(value)}; expected a list of finite numbers")
+        raise WireError(f"'{key}' is {_shown(value)}; expected a list of finite numbers{_RANGE}")
     return [float(item) for item in value]
 
 
@@ -250,7 +264,11 @@ def _is_integer(value: Any) -> TypeGuard[int]:
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and -_LARGEST <= value <= _LARGEST
+    )
 
 
 def _shown(value: Any) -> str:

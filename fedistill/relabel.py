@@ -17,9 +17,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from fedistill.answers import Labeller, Sheet, answer, prior_adjustment
+from fedistill.answers import (
+    NOT_FINITE,
+    Labeller,
+    LeftOut,
+    Sheet,
+    answer,
+    prior_adjustment,
+    warn_of,
+)
 from fedistill.config import RelabelConfig
 from fedistill.crops import ViewOptions
+from fedistill.errors import ClientsFailed
 from fedistill.images import DataSpec
 from fedistill.seeding import derive_seed, generator
 from fedistill.sets import SoftLabels, SyntheticSet
@@ -132,8 +141,12 @@ def relabel(
     dtype: torch.dtype,
     histograms: Histograms | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
+    left_out: LeftOut = warn_of,
 ) -> SyntheticSet:
     """Label random views of a set with teachers that are here.
+
+    One whose logits are not all finite in float16 has not answered: a NaN would reach every
+    student, and who is asked for it in a deployment may want that.
 
     Args:
         synthetic: the integrated set.
@@ -144,10 +157,15 @@ def relabel(
         dtype: of the convolutions.
         histograms: of the teachers' shards, for coverage and prior correction.
         report: called with answers given and answers in all.
+        left_out: is told whose labels are not taken, and why.
 
     Returns:
         The same set with soft labels, float16 [views, M, C].
+
+    Raises:
+        ClientsFailed: nobody has answered.
     """
+    left = set(teachers)
 
     def ask(sheet: Sheet, asked: Mapping[int, Tensor]) -> Mapping[int, Tensor]:
         labellers = []
@@ -160,7 +178,14 @@ def relabel(
         answers = answer(
             sheet, labellers, synthetic.spec, device=device, dtype=dtype, report=report
         )
-        return dict(zip(asked, answers, strict=True))
+        found = dict(zip(asked, answers, strict=True))
+        for client, logits in found.items():
+            if not bool(logits.isfinite().all()):
+                left_out(client, NOT_FINITE)
+                left.discard(client)
+        if not left:
+            raise ClientsFailed(f"no client is left that labels; of each one {NOT_FINITE}")
+        return {client: logits for client, logits in found.items() if client in left}
 
     return collect(synthetic, sorted(teachers), config, ask, seed=seed, histograms=histograms)
 

@@ -58,8 +58,13 @@ _STAGES = ("squeeze", "recover")  # of a client
 _STEPS, _VALUES = "-curve-steps", "-curve-values"  # what the two lists of a curve end with
 _OTHER = "other:"  # what the names of a method's own curves begin with
 _CURVE_NAME = re.compile(r"[a-z]+/[\w-]{1,50}", re.ASCII)
-_CURVES, _CURVE_LENGTH = 100, 10_000  # most of a share, and the points of one
+# Most of a share, and the points of one: a teacher's has its epochs. A method's own curves have
+# about fifty points each (`distillers/base.py`, Trace), so together no more than one may have.
+_CURVES, _CURVE_LENGTH = 100, 10_000
 _LAST_STEP = 10**9  # of a curve
+# Seconds of a stage: thirty years. This run's deadline is no bound: what came from a client's store
+# may have been made in a run with another.
+_LONGEST = 10**9
 _WARNINGS, _WARNING_LENGTH = 10, 400  # most of a share, and their length
 _TEXT = 4096  # bytes that a reply may have beside all that is counted
 
@@ -155,7 +160,7 @@ def largest(request: DistillRequest) -> int:
     spec, config = request.spec, request.config
     images = sum(request.counts) * spec.channels * spec.size**2
     models = config.teachers_of(request.partition_id) if config.relabel.at == "server" else ()
-    curves = (_CURVES + 2) * 16 * _CURVE_LENGTH
+    curves = 3 * 16 * _CURVE_LENGTH  # the teacher's, that of recover, all others
     teachers = sum(states.largest(states.form(model, spec)) for model in models)
     texts = 4 * _WARNINGS * _WARNING_LENGTH + (_CURVES + 2) * 256  # names of curves
     return images + teachers + curves + texts + 8 * len(request.counts) + _TEXT
@@ -197,6 +202,10 @@ def decode_share(content: RecordDict, request: DistillRequest) -> Share:
         )
     if records.integer(metrics, "num-examples") != sum(counts):
         raise WireError(f"'num-examples' is not {sum(counts)}, the sum of its counts")
+    curves = {name.removeprefix(_OTHER): _curve(metrics, name) for name in others}
+    points = sum(map(len, curves.values()))
+    if points > _CURVE_LENGTH:
+        raise WireError(f"its method's curves have {points} points; at most {_CURVE_LENGTH}")
     spec = request.spec
     shape = (sum(counts), spec.channels, spec.size, spec.size)
     notes = records.config_record(content, "notes")
@@ -208,7 +217,7 @@ def decode_share(content: RecordDict, request: DistillRequest) -> Share:
         teachers=teachers,
         teacher_curve=_curve(metrics, "teacher"),
         recover_curve=_curve(metrics, "recover"),
-        curves={name.removeprefix(_OTHER): _curve(metrics, name) for name in others},
+        curves=curves,
         seconds={stage: _seconds(metrics, f"seconds-{stage}") for stage in _STAGES},
         from_store=tuple(
             stage for stage in _STAGES if records.integer(metrics, f"from-store-{stage}", least=0)
@@ -243,8 +252,8 @@ def _shortened(warnings: Sequence[str]) -> list[str]:
 
 def _seconds(record: Mapping[str, Any], key: str) -> float:
     found = records.number(record, key)
-    if found < 0:
-        raise WireError(f"'{key}' is {found}; expected 0 or more")
+    if not 0 <= found <= _LONGEST:
+        raise WireError(f"'{key}' is {found}; expected 0 or more, {_LONGEST} at most")
     return found
 
 

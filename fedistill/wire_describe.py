@@ -21,7 +21,7 @@ _MODEL_LENGTH = 500  # of a device's model, as YAML
 _MODEL_BYTES = 600_000_000  # of its state: VGG-16, the largest in use for such images, has 553e6
 _CLASSES, _CLASS_LENGTH = 100, 100  # unknown ones that a device tells of
 _FACTS, _FACT_LENGTH = 20, 200  # about its machine
-_MOST_IMAGES = 10**10  # of a class: sums of their pixels fit 63 bits
+_MOST_IMAGES = 10**10  # of a class, or held out: sums of their pixels fit 63 bits
 _TEXT = 4096  # bytes that a reply may have beside all that is counted
 
 
@@ -140,8 +140,8 @@ def decode_description(content: RecordDict, spec: DataSpec) -> Description:
     records.check_names("the description", metrics, numbers)
     records.check_names("the description", device, ("name", "model", "unknown-classes"))
     histogram = records.integers(metrics, "histogram")
-    if len(histogram) != spec.num_classes or not 0 <= min(histogram) <= max(histogram) < (
-        _MOST_IMAGES
+    if len(histogram) != spec.num_classes or not (
+        0 <= min(histogram) <= max(histogram) <= _MOST_IMAGES
     ):
         raise WireError(
             f"histogram is {records.plain(str(histogram), 80)}; expected {spec.num_classes} counts"
@@ -156,7 +156,7 @@ def decode_description(content: RecordDict, spec: DataSpec) -> Description:
         model=_model(records.text(device, "model", _MODEL_LENGTH), spec),
         unknown_classes=tuple(records.texts(device, "unknown-classes", _CLASSES, _CLASS_LENGTH)),
         pixels=_pixels(metrics, sum(histogram), spec),
-        held_out=records.integer(metrics, "held-out", least=0),
+        held_out=records.integer(metrics, "held-out", least=0, most=_MOST_IMAGES),
     )
 
 

@@ -104,9 +104,7 @@ def check_update(content: RecordDict, own: Mapping[str, Tensor]) -> tuple[int, f
     metrics = records.metric_record(content, "metrics")
     records.check_names("the update", content, ("arrays", "metrics"))
     records.check_names("the update", metrics, ("num-examples", "train-loss"))
-    samples = records.integer(metrics, "num-examples", least=1)
-    if samples > _MOST_SAMPLES:
-        raise WireError(f"'num-examples' is {samples}; expected {_MOST_SAMPLES} at most")
+    samples = records.integer(metrics, "num-examples", least=1, most=_MOST_SAMPLES)
     loss = records.number(metrics, "train-loss")
     if "arrays" not in content.array_records:
         raise WireError("'arrays' are no arrays")

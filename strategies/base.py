@@ -32,6 +32,7 @@ from fedistill.worker import restore_teachers
 from strategies import roll_call
 from strategies.budget import Budget
 from strategies.exchange import Exchange
+from strategies.failures import Failures
 from strategies.kept import KeptReplies
 from strategies.labelling import LabellersAtHome
 from strategies.tested_at_home import require_testers
@@ -55,8 +56,8 @@ class FedDistill(Strategy):
 
     After `start`: `sets` holds the refined set of each IPC, `plans` who made what, `shares` and
     `teachers` what each client delivered, `at_home` who labels where teachers stay with the clients
-    (None: they are here), `exchange` the bytes and who failed, `curves` what the server's own work
-    is worth a look for.
+    (None: they are here), `unheard` whose teacher is here and says nothing finite, `exchange` the
+    bytes and who failed, `curves` what the server's own work is worth a look for.
     """
 
     def __init__(
@@ -85,11 +86,17 @@ class FedDistill(Strategy):
         self.curves: dict[str, Curve] = {}
         self.exchange = Exchange(config, kept)
         self.at_home: LabellersAtHome | None = None
+        self.unheard = Failures("has its answers left out")
 
     @property
     def histograms(self) -> dict[int, list[int]]:
         """How many real images of each class every client holds that has described itself."""
         return {client: found.histogram for client, found in self.descriptions.items()}
+
+    @property
+    def absent_labellers(self) -> Failures:
+        """Why labels of a client that takes part are missing, by partition id."""
+        return self.unheard if self.at_home is None else self.at_home.failures
 
     @property
     def failures(self) -> dict[int, str]:

@@ -13,14 +13,13 @@ from typing import TypeVar
 from flwr.app import Error, Message, RecordDict
 from flwr.common import log
 from flwr.serverapp import Grid
-from google.protobuf.message import DecodeError
 
 from fedistill import records, wire
 from fedistill.config import Config
 from fedistill.errors import ClientsFailed, WireError, WorkerDied
 from strategies.failures import Failures, last_lines
 from strategies.kept import KeptReplies
-from strategies.pull_limit import fetching_at_most
+from strategies.pull_limit import pull
 
 T = TypeVar("T")
 
@@ -32,10 +31,6 @@ _GRACE_S = 30.0  # after the time to live, for the explicit "expired" reply to a
 _UNKNOWN_ERROR = 0  # Flower's code for a dead simulation worker, which then swallows messages
 # Flower's codes (flwr.common.constant.ErrorCode) whose own words do not help an operator.
 _EXPIRED = (3, 4)
-# What a message of bytes that are no message makes Flower raise.
-_UNREADABLE = (
-    AttributeError, DecodeError, EOFError, IndexError, KeyError, MemoryError, TypeError, ValueError,
-)  # fmt: skip
 _GONE, _CRASHED = 5, 8
 
 
@@ -191,11 +186,11 @@ class Exchange:
         for client, reply in self.replies(grid, messages, most, fail_at_this):
             try:
                 said = read(client, reply.content)
+                if self.kept:
+                    self.kept.put(client, message_type, left[client], reply.content)
             except WireError as error:
                 fail_at_this(client, f"its reply was refused: {error}")
                 continue
-            if self.kept:
-                self.kept.put(client, message_type, left[client], reply.content)
             yield client, said
 
     def messages(self, message_type: str, contents: Mapping[int, RecordDict]) -> dict[int, Message]:
@@ -247,26 +242,20 @@ class Exchange:
         while asked:
             came = False
             for key in list(asked):
-                bytes_left = most[asked[key]]
-                with fetching_at_most(grid, bytes_left) as limited:
-                    try:
-                        found = list(grid.pull_messages([key]))
-                    except _UNREADABLE as error:  # Flower decodes what it fetches
-                        why = records.plain(f"{type(error).__name__}: {error}")
-                        fail(asked.pop(key), f"its reply cannot be read: {why}")
-                        came = True
+                client = asked[key]
+                try:
+                    reply = pull(grid, key, most[client], trusted=self.simulated)
+                except WireError as error:
+                    fail(client, str(error))
+                else:
+                    if reply is None:
                         continue
-                for reply in found:
-                    came = True
-                    client = asked.pop(key)
-                    if _holds_more(reply, bytes_left) or (limited and limited.exceeded):
-                        fail(
-                            client, f"its reply was refused: it holds more than {bytes_left} bytes"
-                        )
-                    elif self._is_good(client, reply, limit, fail):
-                        self._count_up(client, reply)
+                    if self._is_good(client, reply, limit, fail):
+                        self._count_up(client, messages[client].metadata.message_type, reply)
                         yield client, reply
-                found = []  # what was yielded may be large, and the next one is to come
+                    reply = None  # it may be large, and the next one is to come
+                came = True
+                del asked[key]
             now = time.monotonic()
             if asked and now > deadline:
                 break
@@ -291,10 +280,10 @@ class Exchange:
         fail(client, _reason(reply.error, limit))
         return False
 
-    def _count_up(self, client: int, reply: Message) -> None:
-        """Count the bytes of a reply."""
+    def _count_up(self, client: int, message_type: str, reply: Message) -> None:
+        """Count the bytes of a reply to what was asked; its own type may be anything."""
         ledger = self._ledger
-        ledger.count(ledger.up, client, reply.metadata.message_type, wire.size(reply.content))
+        ledger.count(ledger.up, client, message_type, wire.size(reply.content))
 
     def fail(self, client: int, reason: str) -> None:
         """Leave a client out; the first reason counts."""
@@ -324,25 +313,23 @@ class Exchange:
         return self.beside if self.evaluating else self.traffic
 
 
-def _holds_more(reply: Message, most: int) -> bool:
-    return not reply.has_error() and records.held(reply.content) > most
-
-
 def _reason(error: Error, limit: float) -> str:
     """Say why a client has not answered, in words of ours for what the network does."""
+    # Words from the network: not too many, and none that a terminal takes for orders.
+    words = error.reason or "no reason given"
+    shown = records.plain(words, _REASON_WIDTH)
     if error.code in _EXPIRED:
-        return f"no answer within {limit:g} s ({error.reason})"
+        return f"no answer within {limit:g} s ({shown})"
     if error.code == _GONE:
-        return f"its node is gone: no sign of life from its SuperNode ({error.reason})"
+        return f"its node is gone: no sign of life from its SuperNode ({shown})"
     if error.code == _CRASHED:
         return (
-            f"its ClientApp died ({error.reason}); perhaps the device ran out of memory: look at "
-            "the SuperNode's log"
+            f"its ClientApp died ({shown}); perhaps the device ran out of memory: look at the "
+            "SuperNode's log"
         )
-    # Words from the network: not too many, and none that a terminal takes for orders.
-    lines = [line for line in (error.reason or "").splitlines() if line.strip()]
-    shown = [_indent(line) + records.plain(line, _REASON_WIDTH) for line in lines[-_REASON_LINES:]]
-    return "\n".join(shown) or "no reason given"
+    lines = [line for line in words.splitlines() if line.strip()]
+    last = [_indent(line) + records.plain(line, _REASON_WIDTH) for line in lines[-_REASON_LINES:]]
+    return "\n".join(last) or "no reason given"
 
 
 def _indent(line: str) -> str:

@@ -48,4 +48,5 @@ class Integrate(FedDistill):
             dtype=self.dtype,
             histograms=self.histograms,
             report=report,
+            left_out=self.unheard.note,
         )

@@ -25,7 +25,8 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as Proto
 from google.protobuf.message import DecodeError
 
-from fedistill import results
+from fedistill import records, results
+from fedistill.errors import WireError
 
 _BEGUN, _ROLL, _FAILED, _MENDED = "begun.json", "roll.json", "failed.json", "mended.json"
 
@@ -74,9 +75,16 @@ class KeptReplies:
             return None
 
     def put(self, client: int, message_type: str, request: RecordDict, reply: RecordDict) -> None:
-        """Keep a reply."""
-        path = self._path(client, message_type, request, ".pb")
-        results.write_whole(path, recorddict_to_proto(reply).SerializeToString())
+        """Keep a reply.
+
+        Raises:
+            WireError: Flower cannot serialise it; who read it may not have looked at all of it.
+        """
+        try:
+            content = recorddict_to_proto(reply).SerializeToString()
+        except (TypeError, ValueError) as error:
+            raise WireError(f"it cannot be kept: {records.plain(str(error))}") from error
+        results.write_whole(self._path(client, message_type, request, ".pb"), content)
 
     def failure(self, client: int, message_type: str, request: RecordDict) -> str | None:
         """Return why a client has not answered this very request, if it has failed at it."""

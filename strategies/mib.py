@@ -24,6 +24,7 @@ class MixtureBottleneck(DistributedBoosting):
             seed=self.config.seed,
             device=self.device,
             report=lambda done, total: self.report("cotrain", done, total, ""),
+            left_out=self.unheard.note,
         )
         self.curves.update(curves)
         return trained

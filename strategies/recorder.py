@@ -235,7 +235,7 @@ class Recorder:
                     str(client): last_line(why) for client, why in sorted(strategy.failures.items())
                 },
                 **self._devices(strategy),
-                "absent_labellers": sorted(strategy.at_home.failures if strategy.at_home else []),
+                "absent_labellers": sorted(strategy.absent_labellers),
                 "seconds": rounded,
                 "from_store": {
                     stage: [

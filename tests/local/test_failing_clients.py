@@ -190,6 +190,30 @@ def test_a_share_of_the_clients_drops_out_and_the_set_is_full():
     assert len(drawn) > 2
 
 
+def test_a_teacher_whose_labels_overflow_labels_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its answer to a plain image is finite, and its images are good: those stay."""
+
+    def loud(share: Share, attempt: int) -> Share:
+        if share.partition_id != 1:
+            return share
+        state = dict(share.teachers[0])
+        state["classifier.weight"] = state["classifier.weight"] * 1e8
+        return replace(share, teachers=(state,))
+
+    spoiled(monkeypatch, loud)
+    found = run(tmp_path / "run", partition={"clients": 3}, distill={"ipc": [2, 5]})
+    assert found.result["absent_clients"] == []
+    assert found.result["absent_labellers"] == [1]
+    for ipc in (2, 5):
+        synthetic = found.set_of(ipc)
+        assert_full(synthetic, ipc)
+        assert 1 in synthetic.clients
+        assert synthetic.soft_labels is not None
+        assert synthetic.soft_labels.logits.isfinite().all()
+
+
 def test_teachers_whose_answers_overflow_are_refused(monkeypatch: pytest.MonkeyPatch):
     def huge(share: Share, attempt: int) -> Share:
         if share.partition_id != 1:

@@ -1,5 +1,6 @@
 """Co-training on the server: what it is matched to, what moves, what stays."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ from fakes import CPU, Constant, tiny_config, tiny_images, tiny_set, tiny_spec, 
 from fedistill import config_file, data, planning
 from fedistill import cotrain as module
 from fedistill.cotrain import MIB, cotrain
-from fedistill.errors import ConfigError, ModelError
+from fedistill.errors import ClientsFailed, ConfigError, ModelError
 from fedistill.images import ImageSet
 from fedistill.sets import SyntheticSet
 from fedistill.shares import Share
@@ -59,6 +60,22 @@ def test_teachers_answer_for_the_networks_and_with_soft_targets_for_the_gradient
         seen.append(teacher.seen)
     # The network's batch; then for each class 4 real images, and those of the two small sets.
     assert seen == [6, 6 + 3 * (4 + 1 + 2)]
+
+
+@pytest.mark.parametrize("targets", ["hard", "soft"])
+def test_a_teacher_whose_answers_are_not_finite_spoils_no_set(targets: str):
+    options = MIB(**{**QUICK, "network_batch_size": 2}, targets=targets)  # type: ignore[arg-type]
+    told: list[int] = []
+    worst = Constant([math.inf, 0.0, 0.0])
+    teachers = {**TEACHERS, 5: worst}
+    found, curves = cotrain(
+        options, SETS, (), teachers, seed=0, device=CPU, left_out=lambda n, why: told.append(n)
+    )
+    assert told == [5]
+    assert all(math.isfinite(value) for curve in curves.values() for _, value in curve)
+    assert not torch.equal(found[1].images, SETS[1].images)
+    with pytest.raises(ClientsFailed, match="no client is left that answers"):
+        cotrain(options, SETS, (), {5: worst}, seed=0, device=CPU)
 
 
 def test_the_union_is_every_image_that_was_sent(monkeypatch: pytest.MonkeyPatch):

@@ -113,6 +113,28 @@ def test_who_fails_is_left_out_with_the_reason():
         two.require_clients()
 
 
+@pytest.mark.parametrize("code", [2, 3, 4, 5, 8, 1000])
+def test_the_words_of_a_device_steer_no_terminal_and_are_not_without_end(code: int):
+    exchange = made(1, min_clients=1)
+    words = f"\x1b[2J{'boom' * 1000}\x07\u202eend"
+    assert list(asked(exchange, Answers({100: Error(code, words)}), 0)) == []
+    assert exchange.failures[0].isprintable()
+    assert "boom" in exchange.failures[0]
+    assert len(exchange.failures[0]) < 500
+
+
+def test_bytes_are_counted_to_what_was_asked_whatever_a_reply_calls_itself():
+    class Misnamed(Answers):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            (reply,) = super().pull_messages(message_ids)
+            reply.metadata.__dict__["_message_type"] = "train.gold"
+            return [reply]
+
+    exchange = made(1)
+    assert list(dict(asked(exchange, Misnamed({100: 5}), 0))) == [0]
+    assert list(exchange.traffic.up[0]) == [KIND]
+
+
 def test_who_is_silent_is_waited_for_until_the_deadline(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(exchanges, "_GRACE_S", 0.0)
     exchange = made(2, deadline_s=0.3)
@@ -140,6 +162,15 @@ def test_a_device_ends_no_run(tmp_path):
     assert list(dict(asked(exchange, grid, 0, 1, 2))) == [0]
     assert "cannot be read: ValueError: Error parsing message" in exchange.failures[1]
     assert exchange.failures[2] == "ActorDiedError"
+
+
+def test_what_goes_wrong_in_a_simulation_is_no_fault_of_a_client():
+    class Broken(Answers):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            raise ValueError("a mistake of ours")
+
+    with pytest.raises(ValueError, match="a mistake of ours"):
+        list(asked(made(1), Broken({100: 5}), 0))
 
 
 def test_a_reply_that_is_too_large_is_neither_read_nor_kept(tmp_path):

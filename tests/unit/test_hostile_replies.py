@@ -4,6 +4,7 @@ import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from io import BytesIO
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from fedistill import records, wire, wire_evaluate, wire_labels
 from fedistill.counts import Counts
 from fedistill.crops import ViewOptions
+from fedistill.distillers.base import Trace
 from fedistill.errors import WireError
 from fedistill.models.build import names
 from fedistill.shares import Share
@@ -136,6 +138,13 @@ def teacher(name: str, value: Any) -> Change:
     return put_array("teacher-0", name, value)
 
 
+def bomb(first: str) -> str:
+    """YAML of lists: each names the one before nine times."""
+    lines = [f"- &{it} [{','.join([f'*{before}'] * 9)}]" for before, it in pairwise("abcdefg")]
+    return "\n".join([first, *lines])
+
+
+IMAGES = Array(SHARE.images.numpy())
 BIAS, VARIANCE = "classifier.bias", next(name for name in TEACHER if "running_var" in name)
 MANY = 200_000
 
@@ -163,6 +172,12 @@ HOSTILE: dict[str, dict[str, Change]] = {
         "a header that is a program": put_array("set", "images", raw_header("__import__('os')")),
         "a header of brackets": put_array("set", "images", raw_header("(" * 9000)),
         "a header of minus signs": put_array("set", "images", raw_header("-" * 9000 + "1")),
+        "images said to be of another shape": put_array(
+            "set", "images", Array("uint8", (2**31 - 1,), "numpy.ndarray", IMAGES.data)
+        ),
+        "images said to be fractions": put_array(
+            "set", "images", Array("float32", IMAGES.shape, "numpy.ndarray", IMAGES.data)
+        ),
         "a pickle": put_array(
             "set", "images", Array("uint8", (3,), "numpy.ndarray", b"\x80\x04N.")
         ),
@@ -185,6 +200,7 @@ HOSTILE: dict[str, dict[str, Change]] = {
         "a metric of its own without a name": put("metrics", "", 1.0),
         "endless seconds": put("metrics", "seconds-squeeze", float("inf")),
         "seconds that are no number": put("metrics", "seconds-squeeze", float("nan")),
+        "seconds beyond all time": put("metrics", "seconds-recover", 1.7e308),
         "negative seconds": put("metrics", "seconds-recover", -1.0),
         "a list of seconds": put("metrics", "seconds-recover", [1.0]),
         "no seconds": drop("metrics", "seconds-recover"),
@@ -192,6 +208,14 @@ HOSTILE: dict[str, dict[str, Change]] = {
             {"teacher-curve-steps": [1] * 20_000, "teacher-curve-values": [0.0] * 20_000}
         ),
         "a curve with NaN": put("metrics", "teacher-curve-values", [float("nan"), 1.0]),
+        "a curve beyond numbers": put("metrics", "teacher-curve-values", [1.7e308, 1.0]),
+        "ten curves of 1001 points": lambda content: content["metrics"].update(
+            {
+                f"other:a/{number}-curve-{what}": [value] * 1001
+                for number in range(10)
+                for what, value in (("steps", 1), ("values", 1.0))
+            }
+        ),
         "a curve that goes back": put("metrics", "recover-curve-steps", [-1]),
         "a curve that goes too far": put("metrics", "recover-curve-steps", [2**63 - 1]),
         "a curve of steps alone": drop("metrics", "recover-curve-values"),
@@ -241,6 +265,7 @@ HOSTILE: dict[str, dict[str, Change]] = {
         "a partition below -1": put("metrics", "partition-id", -2),
         "a fraction for a partition": put("metrics", "partition-id", 1.5),
         "images held out below none": put("metrics", "held-out", -1),
+        "more images held out than there are": put("metrics", "held-out", 2**63 - 1),
         "pixels of another number": put("metrics", "pixels", [12 * 64 + 1, *[0] * 255]),
         "pixels below none": put("metrics", "pixels", [12 * 64 + 1, -1, *[0] * 254]),
         "pixels of another channel": put("metrics", "pixels", [12 * 64, *[0] * 255] * 3),
@@ -264,6 +289,12 @@ HOSTILE: dict[str, dict[str, Change]] = {
             "a: &a [x,x,x,x,x,x,x,x,x]\n"
             + "".join(f"{n}: &{n} [{','.join([f'*{p}'] * 9)}]\n" for p, n in ("ab", "bc", "cd")),
         ),
+        "a model that is a bomb of lists": put("device", "model", bomb("- &a [x,x,x,x,x,x,x,x,x]")),
+        "a model whose name is a bomb": put("device", "model", bomb("name:\n- &a [xxxxxxxxx]")),
+        "a model with an alias": put("device", "model", "{name: &a convnet, norm: *a}"),
+        "a model of lists": put("device", "model", "{name: convnet, depth: [2]}"),
+        "a model of sections": put("device", "model", "{name: {name: convnet}}"),
+        "a model without end": put("device", "model", "&a [*a]"),
         "a model that is an object": put("device", "model", "!!python/object/apply:os.getpid []"),
         "a model that is a list": put("device", "model", "[convnet]"),
         "a model that is a book": put("device", "model", "#" * MANY),
@@ -352,6 +383,18 @@ def test_a_share_is_as_large_as_it_may_be():
     )
     weights = sum(tensor.numel() * tensor.itemsize for tensor in TEACHER.values())
     assert weights < teachers < weights + 2000 * len(TEACHER)
+
+
+def test_a_share_of_as_many_curves_as_a_method_can_note_is_read():
+    trace = Trace(99)  # for no other number of steps are there more points
+    for step in range(99):
+        trace.note(step, {f"matching/{number}": torch.tensor(float(step)) for number in range(100)})
+    epochs = [(epoch, 1.5) for epoch in range(10_000)]
+    seconds = {"squeeze": 1e7, "recover": 0.0}
+    share = replace(SHARE, teacher_curve=epochs, curves=trace.curves, seconds=seconds)
+    found = wire.decode_share(sent(wire.encode_share(share)), ASKED)
+    assert (found.teacher_curve, found.curves) == (epochs, trace.curves)
+    assert sum(map(len, found.curves.values())) == 9900
 
 
 def test_a_reply_that_flower_would_not_serialise_has_a_size():

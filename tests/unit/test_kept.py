@@ -1,6 +1,8 @@
 import numpy as np
+import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from fedistill.errors import WireError
 from strategies.kept import KeptReplies
 
 
@@ -30,6 +32,14 @@ def test_a_reply_is_found_again_by_client_kind_and_request(tmp_path):
     assert kept.get(1, "train.distill", request(1)) is None
     assert kept.get(2, "query.label", request(1)) is None
     assert kept.get(2, "train.distill", request(2)) is None
+
+
+@pytest.mark.parametrize(("dtype", "shape"), [("uint8", (2**70,)), ("\ud800", (1,))])
+def test_what_cannot_be_serialised_is_not_kept(tmp_path, dtype: str, shape: tuple[int, ...]):
+    odd = RecordDict({"set": ArrayRecord({"images": Array(dtype, shape, "numpy.ndarray", b"")})})
+    with pytest.raises(WireError, match="it cannot be kept: "):
+        KeptReplies(tmp_path).put(0, "train.distill", request(1), odd)
+    assert not list(tmp_path.glob("*.pb*"))
 
 
 def test_who_failed_and_who_is_who_outlive_the_server(tmp_path):

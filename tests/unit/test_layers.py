@@ -66,8 +66,6 @@ FLOORS = [
         "fedistill.simulation",
         "fedistill.training",
         "strategies.failures",
-        "strategies.kept",
-        "strategies.pull_limit",
     ],
     ["fedistill.comparison", "fedistill.config_file"],
     [
@@ -97,6 +95,8 @@ FLOORS = [
         "fedistill.error_replies",
         "fedistill.states",
         "fedistill.sweep_folder",
+        "strategies.kept",
+        "strategies.pull_limit",
     ],
     [
         "fedistill.losses.bottleneck",

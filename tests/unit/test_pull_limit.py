@@ -1,34 +1,92 @@
 """What a real HttpGrid of Flower fetches of a reply, from a SuperLink that is made up."""
 
+import hashlib
+import json
+import tracemalloc
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
+import torch
 from fakes import tiny_config
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.app.message import remove_content_from_message
 from flwr.common.serde import message_to_proto
-from flwr.proto.message_pb2 import PullObjectResponse
+from flwr.proto.message_pb2 import ObjectTree, PullObjectResponse
 from flwr.proto.runtime_pb2 import PullAppMessagesResponse, PushAppMessagesResponse
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_body
 from flwr.superlink.grid.http_grid import HttpGrid
 
+from fedistill import records
 from strategies import local
 from strategies.exchange import Exchange
+from strategies.kept import KeptReplies
 
 KIND = "train.distill"
 MEGABYTE = 1_000_000
 
 
-class SuperLink:
-    """Answers as Flower's Runtime API does: each message has a reply of so many megabytes."""
+class Objects(dict[str, bytes]):
+    """The objects of one reply as they lie on a SuperLink, by the hash of their content."""
 
-    def __init__(self, megabytes: int) -> None:
-        self.megabytes = megabytes
-        self.objects: dict[str, bytes] = {}
+    def add(self, kind: str, body: bytes | str, *parts: str) -> str:
+        """Add an object that names its parts as it likes."""
+        body = body.encode() if isinstance(body, str) else body
+        content = f"{kind} {','.join(parts)} {len(body)}".encode() + b"\x00" + body
+        key = hashlib.sha256(content).hexdigest()
+        self[key] = content
+        return key
+
+    def piece(self, size: int = MEGABYTE) -> str:
+        return self.add("ArrayChunk", bytes(size))
+
+    def array(self, *parts: str, times: int = 1, **said: Any) -> str:
+        unlike = {"dtype": "uint8", "shape": [1], "stype": "numpy.ndarray"}
+        body = json.dumps({**unlike, "arraychunk_ids": [*range(len(parts))] * times, **said})
+        return self.add("Array", body, *parts)
+
+    def record(self, *arrays: str) -> str:
+        names = dict(zip(("images", *map(str, range(len(arrays)))), arrays, strict=False))
+        return self.add("ArrayRecord", json.dumps(names), *dict.fromkeys(arrays))
+
+    def content(self, *arrays: str) -> str:
+        record = self.record(*arrays)
+        return self.add("RecordDict", json.dumps({"set": record}), record)
+
+    def message(self, reply_to: Message, *content: str) -> str:
+        body = get_object_body(Message(RecordDict(), reply_to=reply_to).deflate(), Message)
+        return self.add("Message", body, *content)
+
+
+# Makes a device's reply to a message: returns the key of its outermost object.
+Reply = Callable[[Objects, Message], str]
+
+
+def honest(*arrays: np.ndarray[Any, Any]) -> Reply:
+    def reply(objects: Objects, message: Message) -> str:
+        named = {name: Array(it) for name, it in zip(("images", "more"), arrays, strict=False)}
+        made = Message(RecordDict({"set": ArrayRecord(named)}), reply_to=message)
+        objects |= {key: it.deflate() for key, it in get_all_nested_objects(made).items()}
+        return made.object_id
+
+    return reply
+
+
+def noise(megabytes: int) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(0).integers(0, 255, megabytes * MEGABYTE, dtype=np.uint8)
+
+
+class SuperLink:
+    """Answers as Flower's Runtime API does: what each node has replied, by node id."""
+
+    def __init__(self, replies: Mapping[int, Reply]) -> None:
+        self._replies = replies
+        self._answered: dict[str, Any] = {}
+        self.objects = Objects()
         self.fetched = 0
-        self.replies: dict[str, Message] = {}
 
     def PushMessages(self, request: Any) -> Any:
         ids = [message.metadata.message_id for message in request.messages_list]
@@ -38,20 +96,20 @@ class SuperLink:
         raise AssertionError("nothing was asked for")
 
     def answer(self, message: Message) -> None:
-        images = np.random.default_rng(0).integers(
-            0, 255, self.megabytes * MEGABYTE, dtype=np.uint8
-        )
-        content = RecordDict({"set": ArrayRecord({"images": Array(images)})})
-        reply = Message(content, reply_to=message)
-        reply.metadata.__dict__["_message_id"] = reply.object_id
-        self.objects |= {key: it.deflate() for key, it in get_all_nested_objects(reply).items()}
-        self.replies[message.metadata.message_id] = reply
+        own = Objects()
+        key = self._replies[message.metadata.dst_node_id](own, message)
+        self.objects.update(own)
+        proto = message_to_proto(Message(RecordDict(), reply_to=message))
+        proto.metadata.message_id = key
+        parts = [ObjectTree(object_id=other) for other in own if other != key]
+        tree = ObjectTree(object_id=key, children=parts)
+        self._answered[message.metadata.message_id] = proto, tree
 
     def PullMessages(self, request: Any) -> Any:
-        found = [self.replies[key] for key in request.message_ids]
+        found = [self._answered[key] for key in request.message_ids]
         return PullAppMessagesResponse(
-            messages_list=[message_to_proto(remove_content_from_message(it)) for it in found],
-            message_object_trees=[get_object_tree(it) for it in found],
+            messages_list=[proto for proto, _ in found],
+            message_object_trees=[tree for _, tree in found],
         )
 
     def PullObject(self, request: Any) -> Any:
@@ -63,12 +121,16 @@ class SuperLink:
         pass
 
 
-def ask(superlink: SuperLink, most: int) -> tuple[Exchange, list[int]]:
+def ask(
+    superlink: SuperLink, most: int, kept: KeptReplies | None = None, devices: int = 1
+) -> tuple[Exchange, dict[int, int]]:
+    """Ask devices for images; return how many bytes of them each has sent that was read."""
     grid = HttpGrid(token="x", insecure=True)
     grid._client = superlink  # type: ignore[assignment]
     grid._run = SimpleNamespace(run_id=1)  # type: ignore[assignment]
-    exchange = Exchange(tiny_config(partition={"clients": 1}))
-    exchange.nodes = {0: 77}
+    exchange = Exchange(tiny_config(partition={"clients": devices}), kept)
+    exchange.simulated = False
+    exchange.nodes = {client: 77 + client for client in range(devices)}
     push = grid.push_messages
 
     def push_and_answer(messages: Any) -> Any:
@@ -78,30 +140,167 @@ def ask(superlink: SuperLink, most: int) -> tuple[Exchange, list[int]]:
         return ids
 
     grid.push_messages = push_and_answer  # type: ignore[method-assign]
-    contents = {0: RecordDict({"request": ConfigRecord({"a": 1})})}
-    with local.task_identity():
-        sizes = [
-            len(content.array_records["set"]["images"].data)
-            for _, content in exchange.ask(grid, KIND, contents, _as_it_is, {0: most})
-        ]
-    assert grid._client is superlink
+    contents = {n: RecordDict({"request": ConfigRecord({"a": n})}) for n in range(devices)}
+    try:
+        with local.task_identity():
+            answers = exchange.ask(
+                grid, KIND, contents, _images, dict.fromkeys(range(devices), most)
+            )
+            sizes = dict(answers)
+    finally:
+        assert grid._client is superlink
     return exchange, sizes
 
 
-def _as_it_is(client: int, content: RecordDict) -> RecordDict:
-    return content
+def _images(client: int, content: RecordDict) -> int:
+    return records.array(content, "set", "images", torch.uint8).numel()
 
 
 @pytest.mark.parametrize("megabytes", [1, 12])
-def test_a_reply_of_the_expected_size_arrives(megabytes: int):
-    exchange, sizes = ask(SuperLink(megabytes), megabytes * MEGABYTE + 10_000)
-    assert exchange.failures == {}
-    assert sizes[0] >= megabytes * MEGABYTE
+@pytest.mark.parametrize("make", [noise, lambda megabytes: noise(megabytes) * 0], ids=["", "same"])
+def test_a_reply_of_the_expected_size_arrives(
+    megabytes: int, make: Callable[[int], np.ndarray[Any, Any]]
+):
+    """Also one whose pieces are all alike, which is fetched for less than it holds."""
+    size = megabytes * MEGABYTE
+    exchange, sizes = ask(SuperLink({77: honest(make(megabytes))}), size + 10_000)
+    assert (exchange.failures, sizes) == ({}, {0: size})
+
+
+def test_a_reply_of_two_arrays_that_are_alike_arrives():
+    exchange, sizes = ask(SuperLink({77: honest(noise(6), noise(6))}), 12 * MEGABYTE + 10_000)
+    assert (exchange.failures, sizes) == ({}, {0: 6 * MEGABYTE})
 
 
 def test_of_a_reply_that_is_far_too_large_little_is_fetched():
-    superlink = SuperLink(60)
+    superlink = SuperLink({77: honest(noise(60))})
     exchange, sizes = ask(superlink, MEGABYTE)
-    assert sizes == []
+    assert sizes == {}
     assert "its reply was refused: it holds more than 1000000 bytes" in exchange.failures[0]
     assert superlink.fetched < 30 * MEGABYTE  # the limit, and pieces that were on their way
+
+
+def _array_of_one_piece(objects: Objects) -> str:
+    return objects.array(objects.piece(), times=500)
+
+
+def _arrays_of_one_piece(objects: Objects) -> list[str]:
+    return [objects.array(objects.piece(), shape=[number]) for number in range(500)]
+
+
+def _array_of_arrays(objects: Objects) -> str:
+    found = objects.piece(1000)
+    for _ in range(5):
+        found = objects.array(found, times=10)
+    return found
+
+
+def _chain(objects: Objects) -> str:
+    found = objects.add("RecordDict", "{}")
+    for _ in range(1500):
+        found = objects.add("RecordDict", json.dumps({"a": found}), found)
+    return found
+
+
+def _good_images(objects: Objects, **said: Any) -> str:
+    array = Array(np.zeros(9, np.uint8))
+    found = {"shape": [9], **said}
+    return objects.content(objects.array(objects.add("ArrayChunk", array.data), **found))
+
+
+DEEP = "[" * 100_000
+TOO_MUCH, UNREADABLE = "it holds more than 2000000 bytes", "its reply cannot be read: "
+HOSTILE: dict[str, tuple[Callable[[Objects], str], str]] = {
+    "a piece 500 times in an array": (lambda it: it.content(_array_of_one_piece(it)), TOO_MUCH),
+    "a piece in 500 arrays": (lambda it: it.content(*_arrays_of_one_piece(it)), TOO_MUCH),
+    "arrays of arrays": (lambda it: it.content(_array_of_arrays(it)), TOO_MUCH),
+    "an array of a record": (lambda it: it.content(it.array(it.record())), TOO_MUCH),
+    "a deep array": (lambda it: it.content(it.add("Array", DEEP)), f"{UNREADABLE}RecursionError"),
+    "a deep record": (
+        lambda it: it.add("RecordDict", "{}", it.add("ArrayRecord", DEEP)),
+        f"{UNREADABLE}RecursionError",
+    ),
+    "a deep content": (lambda it: it.add("RecordDict", DEEP), f"{UNREADABLE}RecursionError"),
+    "a chain of contents": (_chain, f"{UNREADABLE}RecursionError"),
+    "a piece that is not there": (lambda it: it.content(it.array("0" * 64)), UNREADABLE),
+    "a piece of no number": (
+        lambda it: it.content(it.array(it.piece(9), arraychunk_ids=["x"])),
+        UNREADABLE,
+    ),
+    "an array that is text": (lambda it: it.content(it.add("Array", "\x00\x00")), UNREADABLE),
+    "an array for a content": (lambda it: it.array(it.piece(9)), UNREADABLE),
+    "an object of no kind": (lambda it: it.add("Mothership", ""), UNREADABLE),
+    "a shape that is not its own": (
+        lambda it: _good_images(it, shape=[2**70]),
+        "its reply was refused: the array 'images' cannot be read",
+    ),
+    "a type that is no text": (
+        lambda it: _good_images(it, dtype="\ud800"),
+        "its reply was refused: the array 'images' cannot be read",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "why"), HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_device_takes_no_memory_and_nothing_from_the_others(
+    tmp_path: Path, make: Callable[[Objects], str], why: str
+):
+    def hostile(objects: Objects, message: Message) -> str:
+        return objects.message(message, make(objects))
+
+    one = honest(np.zeros(9, np.uint8))
+    superlink = SuperLink({77: one, 78: hostile, 79: one})
+    tracemalloc.start()
+    try:
+        exchange, sizes = ask(superlink, 2 * MEGABYTE, KeptReplies(tmp_path), devices=3)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert sizes == {0: 9, 2: 9}
+    assert exchange.failures.keys() == {1}
+    assert why in exchange.failures[1]
+    assert exchange.failures[1].isprintable()
+    assert len(list(tmp_path.glob("*.pb"))) == 2
+    assert peak < 30 * MEGABYTE
+
+
+def test_what_is_allowed_for_arrays_may_not_be_spent_on_names():
+    names = f"[{'[],' * 3_000_000}[]]"  # nine megabytes, and some hundreds as lists of Python
+    superlink = SuperLink({77: lambda it, to: it.message(to, it.add("RecordDict", names))})
+    tracemalloc.start()
+    try:
+        exchange, _ = ask(superlink, 100 * MEGABYTE)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert "or 8000000 beside arrays" in exchange.failures[0]
+    assert peak < 60 * MEGABYTE
+
+
+def test_a_message_of_nothing_and_one_that_is_none_end_no_run(tmp_path: Path):
+    one = honest(np.zeros(9, np.uint8))
+    superlink = SuperLink(
+        {77: lambda it, to: it.message(to), 78: lambda it, to: it.array(it.piece(9)), 79: one}
+    )
+    exchange, sizes = ask(superlink, MEGABYTE, KeptReplies(tmp_path), devices=3)
+    assert sizes == {2: 9}
+    assert all(UNREADABLE in why for why in exchange.failures.values())
+
+
+def test_the_good_images_are_good(tmp_path: Path):
+    """What lies about itself above is refused for that alone."""
+    superlink = SuperLink({77: lambda it, to: it.message(to, _good_images(it))})
+    exchange, sizes = ask(superlink, MEGABYTE, KeptReplies(tmp_path))
+    assert (exchange.failures, sizes) == ({}, {0: 9})
+
+
+def test_a_superlink_that_is_away_is_no_fault_of_a_device(tmp_path: Path):
+    superlink = SuperLink({77: honest(np.zeros(9, np.uint8))})
+
+    def away(request: Any) -> Any:
+        raise httpx.ConnectError("the network is down")
+
+    superlink.PullObject = away  # type: ignore[method-assign]
+    with pytest.raises(httpx.ConnectError, match="the network is down"):
+        ask(superlink, MEGABYTE, KeptReplies(tmp_path))
+    assert not list(tmp_path.glob("failed.json"))

@@ -15,6 +15,7 @@ from fedistill import answers, crops, mosaic, relabel
 from fedistill.answers import Labeller, Sheet, answer, prior_adjustment
 from fedistill.config import RelabelConfig
 from fedistill.crops import ViewOptions
+from fedistill.errors import ClientsFailed
 from fedistill.relabel import choose_teachers, coverage, view_options
 from fedistill.seeding import derive_seed, generator
 from fedistill.sets import SyntheticSet
@@ -96,6 +97,43 @@ def test_mix_asks_all_teachers_about_equally_and_anew_for_each_view():
     for image in range(6):
         assert who[:, image].unique().tolist() == [0, 1, 2]
     assert len({tuple(view) for view in who.tolist()}) > 100
+
+
+@pytest.mark.parametrize("worst", [math.inf, -math.inf, math.nan, 1e5], ids=str)
+@pytest.mark.parametrize("name", ["mix", "own", "single", "mean"])
+def test_who_says_what_is_not_finite_in_half_precision_is_silent(name: str, worst: float):
+    """Its labels go to the others, as those of one who has not answered at all."""
+    told: list[int] = []
+    bad, *_ = teachers = constant_teachers()
+    synthetic = tiny_set(clients=3)
+    found = relabel.relabel(
+        synthetic,
+        {**teachers, bad: Constant([worst, 1.0, -1.0])},
+        replace(CONFIG, name=name),
+        seed=0,
+        device=CPU,
+        dtype=torch.float32,
+        left_out=lambda client, why: told.append(client),
+    )
+
+    def ask(sheet: Sheet, asked: Mapping[int, torch.Tensor]) -> Mapping[int, torch.Tensor]:
+        here = {client: mine for client, mine in asked.items() if client != bad}
+        labellers = [Labeller(teachers[client], mine) for client, mine in here.items()]
+        said = answer(sheet, labellers, SPEC, device=CPU, dtype=torch.float32)
+        return dict(zip(here, said, strict=True))
+
+    silent = relabel.collect(synthetic, [*teachers], replace(CONFIG, name=name), ask, seed=0)
+    assert set(told) == {bad}
+    assert found.soft_labels is not None
+    assert silent.soft_labels is not None
+    assert torch.equal(found.soft_labels.logits, silent.soft_labels.logits)
+
+
+def test_labels_of_nobody_are_an_error():
+    worst = {number: Constant([math.nan, 1.0, -1.0]) for number in range(3)}
+    for name in ("mix", "mean"):
+        with pytest.raises(ClientsFailed, match="no client is left that labels"):
+            logits(worst, name=name)
 
 
 def test_mix_asks_nobody_who_has_no_teacher():
