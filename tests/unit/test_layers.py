@@ -141,6 +141,7 @@ FLOORS = [
         "fedistill.sweep_record",
         "strategies.budget",
         "strategies.exchange",
+        "strategies.own_networks",
     ],
     [
         "fedistill.client",
