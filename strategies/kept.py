@@ -28,6 +28,7 @@ from google.protobuf.message import DecodeError
 from fedistill import results
 
 _BEGUN, _ROLL, _FAILED, _MENDED = "begun.json", "roll.json", "failed.json", "mended.json"
+_REPLY, _FAILURE = ".pb", ".json"  # endings of what there is about one request
 
 
 class KeptReplies:
@@ -54,6 +55,9 @@ class KeptReplies:
             for client in self._read(_FAILED):
                 self.forget(int(client))
             (folder / _FAILED).unlink(missing_ok=True)
+            # Who labels or tests no more is not left out of the run: its failure alone is kept.
+            for path in folder.glob(f"*-*{_FAILURE}"):
+                path.unlink(missing_ok=True)
         self.mended = (folder / _MENDED).is_file()
         found = self._read(_ROLL)
         self.roll = {int(client): str(who) for client, who in found.get("roll", {}).items()}
@@ -61,7 +65,7 @@ class KeptReplies:
 
     def get(self, client: int, message_type: str, request: RecordDict) -> RecordDict | None:
         """Return what a client has answered to this very request, if it has."""
-        path = self._path(client, message_type, request, ".pb")
+        path = self._path(client, message_type, request, _REPLY)
         try:
             content = path.read_bytes()
             if not content:  # a power cut may leave a file without what was written to it
@@ -75,17 +79,17 @@ class KeptReplies:
 
     def put(self, client: int, message_type: str, request: RecordDict, reply: RecordDict) -> None:
         """Keep a reply."""
-        path = self._path(client, message_type, request, ".pb")
+        path = self._path(client, message_type, request, _REPLY)
         results.write_whole(path, recorddict_to_proto(reply).SerializeToString())
 
     def failure(self, client: int, message_type: str, request: RecordDict) -> str | None:
         """Return why a client has not answered this very request, if it has failed at it."""
-        found = self._read(self._path(client, message_type, request, ".json").name)
+        found = self._read(self._path(client, message_type, request, _FAILURE).name)
         return str(found["why"]) if "why" in found else None
 
     def fail(self, client: int, message_type: str, request: RecordDict, why: str) -> None:
         """Keep that a client has failed at a request."""
-        self._write(self._path(client, message_type, request, ".json").name, {"why": why})
+        self._write(self._path(client, message_type, request, _FAILURE).name, {"why": why})
 
     def left_out(self, client: int) -> None:
         """Keep that a client is left out, whatever it has answered before."""

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from strategies.kept import KeptReplies
@@ -60,6 +61,19 @@ def test_a_mended_run_forgets_those_who_failed_until_the_roll_is_called(tmp_path
     assert again.get(0, "train.distill", request(1)) is None  # it was a's
     assert again.get(11, "train.distill", request(1)) is not None
     assert not KeptReplies(tmp_path).mended
+
+
+@pytest.mark.parametrize("message_type", ["query.label", "query.evaluate"])
+def test_a_mended_run_forgets_failures_of_clients_that_it_did_not_leave_out(tmp_path, message_type):
+    kept = KeptReplies(tmp_path)
+    kept.put(1, message_type, request(1), reply(0.5))
+    kept.fail(2, message_type, request(2), "its disk is full")
+    assert KeptReplies(tmp_path).failure(2, message_type, request(2)) == "its disk is full"
+    for mended in (True, False):
+        again = KeptReplies(tmp_path, mended)
+        assert again.failure(2, message_type, request(2)) is None
+        assert again.get(1, message_type, request(1)) is not None
+        assert again.begun == kept.begun
 
 
 def test_files_that_a_power_cut_has_emptied_are_passed_over(tmp_path):
