@@ -137,11 +137,16 @@ def config(
 
 
 @app.command()
-def track(folder: Annotated[Path, typer.Argument(help="A run's folder.", metavar="DIR")]) -> None:
+def track(
+    folder: Annotated[Path, typer.Argument(help="A run's folder.", metavar="DIR")],
+    uri: Annotated[
+        str | None, typer.Option(help="The store, when it is not the one that the run names.")
+    ] = None,
+) -> None:
     """Send to MLflow what a run's journal holds and the store lacks."""
     from fedistill import tracking
 
-    stored = tracking.deliver(folder)
+    stored = tracking.deliver(folder, uri)
     typer.echo(f"{folder} is in MLflow as run {stored.run_id}")
     typer.echo(tracking.ui_command(stored.tracking_uri, stored.experiment_id))
 

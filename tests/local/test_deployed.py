@@ -10,9 +10,10 @@ from deployed import Devices, deploy, deploy_and_die, named
 from federation import failing
 from flwr.app import RecordDict
 
-from fedistill import config_file, data, deployment, runner, wire
-from fedistill.errors import ClientsFailed, ConfigError, DataError
+from fedistill import config_file, data, deployment, runner, tracking, wire
+from fedistill.errors import ClientsFailed, ConfigError, DataError, UserError
 from fedistill.sets import SyntheticSet
+from strategies import server_app
 
 pytestmark = pytest.mark.usefixtures("server")
 
@@ -201,6 +202,25 @@ def test_a_server_that_dies_with_its_result_has_nothing_left_to_do(config, folde
     result = deploy(config, Devices([]))
     assert result["sets"]["2"]["sha256"] == expected
     assert not (folder / deployment.REPLIES).exists()
+
+
+def test_a_server_that_has_its_result_sends_to_mlflow_what_it_lacks(
+    config, folders, monkeypatch, caplog
+):
+    tree = config_file.to_dict(config) | {"tracking": {"enabled": True}}
+    tracked, sent = config_file.from_dict(tree), []
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    monkeypatch.setattr(server_app.MlflowSink, "start", lambda sink: None)  # as if it were away
+    first = deploy(tracked, Devices(named(folders)))
+
+    def deliver(folder: Path, uri: str, warn: object) -> None:
+        sent.append((folder, uri))
+        raise UserError("MLflow did not take the run")
+
+    monkeypatch.setattr(tracking, "deliver", deliver)
+    assert deploy(tracked, Devices([])) == first
+    assert sent == [(deployment.folder_of("trial"), "http://mlflow:5000")]
+    assert "MLflow did not take the run" in caplog.text
 
 
 def test_a_device_that_keeps_its_pixel_levels_back_takes_no_part(config, folders, monkeypatch):
