@@ -63,6 +63,8 @@ def run(
     if superlink is None:
         result = runner.run(resolved, folder, backend, store)
     else:
+        if output is None:  # whatever ends this command, the run may go on
+            typer.echo(f"to go on with this run later, repeat the command with --output {folder}")
         result = runner.deploy(resolved, folder, superlink)
     tables.print_result(result, folder)
     _write_page(folder)
