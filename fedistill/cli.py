@@ -43,6 +43,7 @@ SetFolder = Annotated[Path, typer.Argument(help="A distilled set.", metavar="SET
 
 @app.command()
 def run(
+    context: typer.Context,
     config: ConfigPath,
     overrides: Overrides = None,
     output: Annotated[
@@ -58,6 +59,8 @@ def run(
     """Run one experiment: clients distil, the server integrates, relabels, evaluates, tracks."""
     from fedistill import config_file, runner, tables
 
+    if superlink is not None:
+        _refuse_with_superlink(context)
     resolved = config_file.load(config, overrides or [])
     folder = output or runner.default_output(resolved)
     if superlink is None:
@@ -262,6 +265,24 @@ def bench(
         from fedistill.results import write_json
 
         write_json(json_file, measured)
+
+
+def _refuse_with_superlink(context: typer.Context) -> None:
+    """Refuse options that say where a simulation works, and would be dropped on a deployment.
+
+    Raises:
+        UserError: one is given; the environment may name a store, for other runs.
+    """
+    for name, remedy in (
+        ("backend", "leave one of them out"),
+        ("store", "leave it out, and set `store` in the node config of each device"),
+    ):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UserError(
+                f"--{name} and --superlink are given, and --{name} is for simulations on this "
+                f"machine; {remedy}"
+            )
 
 
 def _write_page(folder: Path) -> None:
