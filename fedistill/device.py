@@ -7,7 +7,7 @@ A device is a SuperNode. Its node config (`--node-config`) holds, all optional:
     num-partitions     into how many parts the config's `partition` deals `data`
     name               for people
     model              its own network, as YAML like the config's `model`
-    device             cpu, cuda or cuda:1
+    device             cpu, cuda or cuda:1; left out, a GPU where there is one
     cpus               threads
     batch-size         of its teachers' training
     store              folder of its artefact store
@@ -37,7 +37,7 @@ from fedistill.images import DataSpec, ImageSet
 from fedistill.seeding import generator
 from fedistill.sources import HUB_NAMES, some
 from fedistill.store import Store
-from fedistill.training import device_named
+from fedistill.training import device_for, device_named
 
 _KINDS: Mapping[str, tuple[type, str]] = {
     "data": (str, "a text"),
@@ -215,10 +215,15 @@ class Device:
     def place(self) -> torch.device | None:
         """Return where this device computes; None: as the experiment's config says.
 
+        The config knows how a simulation's clients share a machine, and nothing of devices: one
+        takes the GPU that it has, unless its node config says otherwise.
+
         Raises:
             ConfigError: it is not there.
         """
-        return None if self.device is None else device_named(self.device)
+        if self.device is not None:
+            return device_named(self.device)
+        return None if self.trusted else device_for(1.0)
 
     def artefacts(self) -> Store:
         """Return the store of this device."""

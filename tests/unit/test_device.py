@@ -10,7 +10,7 @@ import torch
 from fakes import CONVNET, tiny_config
 from PIL import Image
 
-from fedistill import config_file, data, partition, processes
+from fedistill import config_file, data, partition, processes, training
 from fedistill.config import DataConfig
 from fedistill.device import Device
 from fedistill.errors import ConfigError, DataError, PartitionError
@@ -121,8 +121,17 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="torch finds 0 GPUs here; accepted: cpu"):
         Device(device="cuda:1").place()
+    assert Device(device="cpu").place() == Device().place() == torch.device("cpu")
+
+
+def test_a_real_device_takes_the_gpu_that_it_has_and_a_simulation_asks_the_config(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(training, "_make_repeatable", lambda: None)
+    assert Device().place() == torch.device("cuda")
     assert Device(device="cpu").place() == torch.device("cpu")
-    assert Device().place() is None
+    assert Device(trusted=True).place() is None
 
 
 # Its own images
