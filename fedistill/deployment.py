@@ -31,6 +31,7 @@ from fedistill.errors import ConfigError, OutputError, RunError, known_names
 from fedistill.flower_commands import FlowerCommands
 from fedistill.flower_output import Outcome
 from fedistill.journal import without_secrets
+from fedistill.planning import distiller_of
 from fedistill.simulation import stage_app
 
 RUNS = "FEDISTILL_RUNS"
@@ -92,7 +93,7 @@ def open_on_server(folder: Path, config_yaml: str) -> Place:
 
 
 def check(config: Config) -> None:
-    """Refuse what only a simulation can do.
+    """Refuse what only a simulation can do, and what all devices would refuse.
 
     Raises:
         ConfigError: what it is, and what to do.
@@ -115,6 +116,13 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"{what}, which takes real images of the clients to the server; on a deployment they "
             f"stay where they are; accepted: hard_label, {', '.join(TESTED_ON_SERVER)}"
+        )
+    if distiller_of(config).uses_real_images and not config.privacy.allow_real_images:
+        raise ConfigError(
+            f"distill.name {config.distill.name}, with its options, makes images that show real "
+            "ones, and privacy.allow_real_images is false: every device would refuse; accepted: a "
+            "method that starts from noise (sre2l), or privacy: {allow_real_images: true}, which "
+            "each device may still forbid"
         )
 
 

@@ -44,12 +44,19 @@ def test_a_superlink_is_known_by_flowers_own_file(home):
         ({"student": {"ranking": True}}, "student.ranking is true"),
         ({"tracking": {"uri": "http://me:secret@host:5000"}}, "MLFLOW_TRACKING_PASSWORD"),
         ({"sweep": {"clients": [1, 2]}}, "sweep=null"),
+        ({"distill": {"name": "lic"}}, "distill.name lic, with its options, makes images that"),
+        ({"distill": {"init": "real"}}, "privacy: {allow_real_images: true}"),
     ],
 )
 def test_what_only_a_simulation_can_do_is_refused(sections, words):
     with pytest.raises(ConfigError, match=re.escape(words)) as caught:
         deployment.check(tiny_config(**sections))
     assert "secret" not in str(caught.value)
+
+
+def test_a_method_of_real_images_is_for_devices_where_the_config_allows_it():
+    for distill in ({"init": "noise"}, {"name": "lic"}):
+        deployment.check(tiny_config(distill=distill, privacy={"allow_real_images": True}))
 
 
 @pytest.mark.parametrize("name", ["../etc", "a/b", "/abs", "", ".", "a\n", "x" * 101, "..", "-x"])

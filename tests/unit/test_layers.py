@@ -86,7 +86,6 @@ FLOORS = [
     [
         "fedistill.answers",
         "fedistill.comparison_files",
-        "fedistill.deployment",
         "fedistill.counts",
         "fedistill.device",
         "fedistill.distillers.base",
@@ -136,6 +135,7 @@ FLOORS = [
         "fedistill.baselines",
         "fedistill.worker",
         "fedistill.cotrain",
+        "fedistill.deployment",
         "fedistill.estimate",
         "fedistill.figures",
         "fedistill.sweep_record",
