@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 from uuid import uuid4
 
@@ -69,19 +70,30 @@ class Store:
         """Make the folder, and return the store by its absolute path.
 
         Raises:
-            OutputError: there can be no such folder.
+            OutputError: there can be no such folder, or nothing can be written there.
         """
         if self.folder is None:
             return self
         folder = self.folder.absolute()
         remedy = f"choose another --store, or unset {VARIABLE}"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            Store(folder).probe()
         except FileExistsError as error:
             raise OutputError(f"the store {folder} is a file; {remedy}") from error
         except OSError as error:
-            raise OutputError(f"the store {folder} cannot be made: {error}; {remedy}") from error
+            raise OutputError(f"the store {folder} cannot be written: {error}; {remedy}") from error
         return Store(folder)
+
+    def probe(self) -> None:
+        """Make the folder, and write a file there that does not stay.
+
+        Raises:
+            OSError: that cannot be done.
+        """
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=self.folder, buffering=0) as file:
+                file.write(b"probe")
 
     def recall(self, stage: str, key: Mapping[str, Any], make: Callable[[], Artefact]) -> Artefact:
         """Return what is kept under a key; else make it and keep it.
