@@ -106,6 +106,8 @@ def distill(message: Message, context: Context) -> Message:
             store=store,
             device=device.place(),
         )
+    if not device.trusted:
+        warnings = [device.without_folders(text) for text in warnings]
     share = replace(share, warnings=tuple(dict.fromkeys(warnings)))
     if at_home:
         share = replace(share, teachers=())

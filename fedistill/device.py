@@ -151,10 +151,8 @@ class Device:
         try:
             found = data.splits(DataConfig(name=name, size=spec.size), needed=("train",))
             train, test, unknown = _as_asked(found, spec)
-        except DataError as error:
-            text = str(error).replace("data.name is", "data is", 1)
-            if "/" in name:  # the operator need not know where: the device's own log tells
-                text = text.replace(name.rstrip("/"), "DATA")
+        except DataError as error:  # the device's own log tells all
+            text = self.without_folders(error.told.replace("data.name is", "data is", 1))
             raise DataError(f"the data of the node config: {text}") from error
         if self.num_partitions is not None:
             assert self.partition_id is not None
@@ -225,6 +223,13 @@ class Device:
             return device_named(self.device)
         return None if self.trusted else device_for(1.0)
 
+    def without_folders(self, text: str) -> str:
+        """Take this device's folders out of a text for the server, who need not know where."""
+        for word, folder in (("DATA", self.data), ("STORE", self.artefacts().folder)):
+            for way in [] if folder is None else _ways_to_write(folder):
+                text = text.replace(way, word)
+        return text
+
     def artefacts(self) -> Store:
         """Return the store of this device."""
         return Store.from_environment() if self.store is None else Store(self.store)
@@ -245,6 +250,13 @@ def _errors(key: str, value: Any) -> list[str]:
     if fits and key in ("data", "store"):
         fits = bool(value.strip())
     return [] if fits else [f"{key} is {value!r}; accepted: {accepted}"]
+
+
+def _ways_to_write(folder: str | Path) -> list[str]:
+    """Return what messages may call a folder, the longest first."""
+    path = Path(folder).expanduser()
+    ways = {str(folder).rstrip("/"), *map(str, (path, path.absolute(), path.resolve()))}
+    return sorted((way for way in ways if "/" in way and way != "/"), key=len, reverse=True)
 
 
 def _require_no_path(name: str) -> None:
