@@ -40,6 +40,7 @@ class KeptReplies:
 
     Attributes:
         roll: the identity of each partition id (`roll_call.py`), once it is known.
+        nodes: the node id that each has had when the roll was called.
         absent: why no device has some partition ids.
         begun: when the run began, in seconds since the epoch; before the server died, perhaps.
         mended: failures of an earlier life are forgotten, and the roll is called again.
@@ -62,6 +63,7 @@ class KeptReplies:
         found = self._read(_ROLL)
         self.roll = {int(client): str(who) for client, who in found.get("roll", {}).items()}
         self.absent = {int(client): str(why) for client, why in found.get("absent", {}).items()}
+        self.nodes = {int(client): int(node) for client, node in found.get("nodes", {}).items()}
 
     def get(self, client: int, message_type: str, request: RecordDict) -> RecordDict | None:
         """Return what a client has answered to this very request, if it has."""
@@ -95,15 +97,17 @@ class KeptReplies:
         """Keep that a client is left out, whatever it has answered before."""
         self._write(_FAILED, {**self._read(_FAILED), str(client): True})
 
-    def call(self, roll: Mapping[int, str], absent: Mapping[int, str]) -> None:
-        """Keep who is who, and who is not there."""
+    def call(
+        self, roll: Mapping[int, str], absent: Mapping[int, str], nodes: Mapping[int, int]
+    ) -> None:
+        """Keep who is who, at which node, and who is not there."""
         for client, who in roll.items():
             if self.roll.get(client, who) != who:  # its place was another's
                 self.forget(client)
-        self.roll, self.absent = dict(roll), dict(absent)
+        self.roll, self.absent, self.nodes = dict(roll), dict(absent), dict(nodes)
         tree = {
-            name: {str(client): text for client, text in texts.items()}
-            for name, texts in (("roll", roll), ("absent", absent))
+            name: {str(client): it for client, it in told.items()}
+            for name, told in (("roll", roll), ("absent", absent), ("nodes", nodes))
         }
         self._write(_ROLL, tree)
         (self.folder / _MENDED).unlink(missing_ok=True)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from deployed import Devices, deploy, named
 from fakes import tiny_config
+from federation import failing
 
 from fedistill import client_app, wire, wire_evaluate, wire_labels
 from fedistill.config import Config
@@ -37,6 +38,21 @@ def _config(config: Config, **sections: Any) -> Config:
         federation={"wait_s": 0.5, "min_clients": 2},
         **sections,
     )
+
+
+def test_nobody_takes_the_place_and_the_work_of_a_device_that_is_there(
+    config, folders, expected, monkeypatch
+):
+    with monkeypatch.context() as patched:
+        failing(patched, 1, 2)
+        with pytest.raises(ClientsFailed, match="1 of 3 clients are left"):
+            deploy(config, Devices(named(folders)))
+    pretenders = [{"data": str(folders[1]), "partition-id": 0}, named(folders)[0]]
+    grid = Devices([*pretenders, *named(folders)])
+    result = deploy(config, grid)
+    assert result["devices"] == {"0": "site-0", "1": "site-1", "2": "site-2"}
+    assert result["sets"]["2"]["sha256"] == expected
+    assert grid.asked[wire.DISTILL] == 2  # what the first has made is still there
 
 
 def test_labellers_that_have_been_mended_are_asked_again(config, folders, tmp_path: Path):
