@@ -43,6 +43,7 @@ SetFolder = Annotated[Path, typer.Argument(help="A distilled set.", metavar="SET
 
 @app.command()
 def run(
+    context: typer.Context,
     config: ConfigPath,
     overrides: Overrides = None,
     output: Annotated[
@@ -58,11 +59,15 @@ def run(
     """Run one experiment: clients distil, the server integrates, relabels, evaluates, tracks."""
     from fedistill import config_file, runner, tables
 
+    if superlink is not None:
+        _refuse_with_superlink(context)
     resolved = config_file.load(config, overrides or [])
     folder = output or runner.default_output(resolved)
     if superlink is None:
         result = runner.run(resolved, folder, backend, store)
     else:
+        if output is None:  # whatever ends this command, the run may go on
+            typer.echo(f"to go on with this run later, repeat the command with --output {folder}")
         result = runner.deploy(resolved, folder, superlink)
     tables.print_result(result, folder)
     _write_page(folder)
@@ -139,12 +144,15 @@ def config(
 @app.command()
 def track(
     folder: Annotated[Path, typer.Argument(help="Of a run or a sweep.", metavar="DIR")],
+    uri: Annotated[
+        str | None, typer.Option(help="The store, when it is not the one that the run names.")
+    ] = None,
 ) -> None:
     """Send to MLflow what the journals of a run or a sweep hold and the store lacks."""
     from fedistill import sweep_folder, tracking
 
     for recorded in sweep_folder.journals(folder):
-        stored = tracking.deliver(recorded)
+        stored = tracking.deliver(recorded, uri)
         typer.echo(f"{recorded} is in MLflow as run {stored.run_id}")
     typer.echo(tracking.ui_command(stored.tracking_uri, stored.experiment_id))
 
@@ -258,6 +266,24 @@ def bench(
         from fedistill.results import write_json
 
         write_json(json_file, measured)
+
+
+def _refuse_with_superlink(context: typer.Context) -> None:
+    """Refuse options that say where a simulation works, and would be dropped on a deployment.
+
+    Raises:
+        UserError: one is given; the environment may name a store, for other runs.
+    """
+    for name, remedy in (
+        ("backend", "leave one of them out"),
+        ("store", "leave it out, and set `store` in the node config of each device"),
+    ):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UserError(
+                f"--{name} and --superlink are given, and --{name} is for simulations on this "
+                f"machine; {remedy}"
+            )
 
 
 def _write_page(folder: Path) -> None:

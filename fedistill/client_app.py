@@ -29,7 +29,7 @@ from fedistill.error_replies import reason_of
 from fedistill.errors import RunError
 from fedistill.planning import distiller_of, dropped
 from fedistill.progress import Progress
-from fedistill.store import VARIABLE
+from fedistill.store import VARIABLE, Store
 
 app = ClientApp()
 
@@ -89,12 +89,8 @@ def distill(message: Message, context: Context) -> Message:
     if device.trusted and client in dropped(config):
         raise RunError("it drops out, as federation.dropout asks")
     store, at_home = device.artefacts(), config.relabel.at == "clients"
-    if at_home and store.folder is None:
-        raise RunError(
-            f"relabel.at is clients, and {VARIABLE} is not set: the teacher would be lost before "
-            "labels are asked for; set it to a folder, or store in the node config, or set "
-            "relabel.at: server"
-        )
+    if at_home:
+        _require_store(store)
     shard = device.images(config, request.spec, client).shard
     with _collected_warnings() as warnings:
         share = make_share(
@@ -110,6 +106,8 @@ def distill(message: Message, context: Context) -> Message:
             store=store,
             device=device.place(),
         )
+    if not device.trusted:
+        warnings = [device.without_folders(text) for text in warnings]
     share = replace(share, warnings=tuple(dict.fromkeys(warnings)))
     if at_home:
         share = replace(share, teachers=())
@@ -197,6 +195,25 @@ def machine() -> dict[str, str]:
         "cpu": platform.processor() or platform.machine(),
         "gpu": gpu,
     }
+
+
+def _require_store(store: Store) -> None:
+    """Refuse to train a teacher that could not wait for the message that asks for labels.
+
+    Raises:
+        RunError: there is no store, or it cannot be written.
+    """
+    why = f"{VARIABLE} is not set" if store.folder is None else ""
+    try:
+        store.probe()
+    except OSError as error:
+        why = f"the store cannot be written ({error.strerror})"
+    if why:
+        raise RunError(
+            f"relabel.at is clients, and {why}: the teacher would be lost before labels are asked "
+            f"for; set {VARIABLE}, or store in the node config, to a folder that can be written, "
+            "or set relabel.at: server"
+        )
 
 
 def _require_consent(device: Device, config: Config) -> None:

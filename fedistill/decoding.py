@@ -1,5 +1,6 @@
 """Decode images of any kind to uint8 tensors of one size."""
 
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -31,19 +32,41 @@ def decode(
     """
     images: list[Tensor] = []
     labels: list[Any] = []
+    broken: list[tuple[Sample, str]] = []
     with ThreadPoolExecutor(min(4, usable_cores())) as pool:
         for batch in batches:
             # 64 images a task: one image of 32 x 32 is decoded faster than it is queued.
             tasks = [batch[start : start + 64] for start in range(0, len(batch), 64)]
             done = pool.map(lambda task: [_pixels(sample, size) for sample in task], tasks)
-            pixels = [array for task in done for array in task]
+            found = [it for task in done for it in task]
+            pairs = zip(batch, found, strict=True)
+            broken += [(sample, why) for sample, why in pairs if isinstance(why, str)]
+            if broken:  # only who else is
+                continue
+            pixels = [it for it in found if not isinstance(it, str)]
             for sample, array in zip(batch, pixels, strict=True):
                 sizes.setdefault((array.shape[0], array.shape[1]), sample.where)
             _check_sizes(sizes)
             colour = any(array.ndim == 3 for array in pixels)
             images.append(_stack(pixels, 3 if colour else 1))
             labels += [sample.label for sample in batch]
+    if broken:
+        raise _unreadable(broken)
     return images, labels
+
+
+def _unreadable(broken: list[tuple[Sample, str]]) -> DataError:
+    """Name the images that cannot be read, and for others their classes alone."""
+    counts = Counter(str(sample.label) for sample, _ in broken)
+    classes = [f"{count} of class '{name}'" for name, count in sorted(counts.items())]
+    told = f"it holds images that cannot be read: {some(classes)}; mend or remove them"
+    (first, why), *others = broken
+    more = f", and {len(others)} more are not: {some(it.where for it, _ in others)}"
+    return DataError(
+        f"{first.where} is not an image that can be read ({why}){more if others else ''}; mend or "
+        f"remove {'them' if others else 'it'}",
+        told,
+    )
 
 
 def _check_sizes(sizes: dict[tuple[int, int], str]) -> None:
@@ -55,8 +78,8 @@ def _check_sizes(sizes: dict[tuple[int, int], str]) -> None:
         )
 
 
-def _pixels(sample: Sample, size: int | None) -> Pixels:
-    """Decode one image to uint8 [H, W] if it is grey, [H, W, 3] if not."""
+def _pixels(sample: Sample, size: int | None) -> Pixels | str:
+    """Decode one image to uint8 [H, W] if it is grey, [H, W, 3] if not; or say why it cannot be."""
     from PIL import Image, ImageOps
 
     if isinstance(sample.data, np.ndarray):
@@ -71,9 +94,7 @@ def _pixels(sample: Sample, size: int | None) -> Pixels:
             return np.asarray(_fit(image if image.mode == mode else image.convert(mode), size))
     # A broken PNG is a SyntaxError, a huge image a DecompressionBombError.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{sample.where} is not an image that can be read ({error}); mend or remove it"
-        ) from error
+        return str(error)
 
 
 def _fit(image: "Image", size: int | None) -> "Image":

@@ -5,12 +5,14 @@ own machine, `$FEDISTILL_RUNS/NAME`, where NAME is made up here: a path never tr
 back through that folder where both see it, else through MLflow.
 
 The same command goes on where a run was cut: it follows one that still runs, and submits one that
-has died again under the same name, whose ServerApp then finds what the devices have answered.
+has died again under the same name, whose ServerApp then finds what the devices have answered. One
+that has ended and is not in MLflow is submitted again, too: its ServerApp sends it once more.
 """
 
 import json
 import os
 import re
+import shlex
 import shutil
 import tempfile
 import tomllib
@@ -29,6 +31,7 @@ from fedistill.errors import ConfigError, OutputError, RunError, known_names
 from fedistill.flower_commands import FlowerCommands
 from fedistill.flower_output import Outcome
 from fedistill.journal import without_secrets
+from fedistill.planning import distiller_of
 from fedistill.simulation import stage_app
 
 RUNS = "FEDISTILL_RUNS"
@@ -90,7 +93,7 @@ def open_on_server(folder: Path, config_yaml: str) -> Place:
 
 
 def check(config: Config) -> None:
-    """Refuse what only a simulation can do.
+    """Refuse what only a simulation can do, and what all devices would refuse.
 
     Raises:
         ConfigError: what it is, and what to do.
@@ -113,6 +116,13 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"{what}, which takes real images of the clients to the server; on a deployment they "
             f"stay where they are; accepted: hard_label, {', '.join(TESTED_ON_SERVER)}"
+        )
+    if distiller_of(config).uses_real_images and not config.privacy.allow_real_images:
+        raise ConfigError(
+            f"distill.name {config.distill.name}, with its options, makes images that show real "
+            "ones, and privacy.allow_real_images is false: every device would refuse; accepted: a "
+            "method that starts from noise (sre2l), or privacy: {allow_real_images: true}, which "
+            "each device may still forbid"
         )
 
 
@@ -167,10 +177,11 @@ def run(
     check_superlink(superlink)
     note = _claim(output, config, superlink)
     claimed()
+    again = f"repeat this command with --output {shlex.quote(str(output))}"
     with tempfile.TemporaryDirectory(prefix="fedistill-") as scratch:
         work = Path(scratch)
         commands = FlowerCommands(
-            superlink, work, os.environ | _QUIET, patience_s=_SUPERLINK_AWAY_S
+            superlink, work, os.environ | _QUIET, patience_s=_SUPERLINK_AWAY_S, again=again
         )
         for _ in range(_LIVES):
             outcome = _drive(commands, work, config, output, note, on_line)
@@ -179,8 +190,19 @@ def run(
             # A ServerApp that fails says why; one that was killed does not.
             on_line(f"WARNING :   the ServerApp has died ({outcome.details}); it is started again")
             note = results.read_json(output / _NOTE)
-    if outcome.status == "completed":
-        fetch(config, output, note["name"])
+        if outcome.status != "completed":
+            return outcome
+        missing = fetch(config, output, note["name"])
+        if missing and _mlflow(config):
+            on_line(f"WARNING :   {missing}; the ServerApp is asked to send the results again")
+            _submit(commands, work, config, output, note, on_line)
+            missing = fetch(config, output, note["name"])
+    if missing:
+        raise RunError(
+            f"the run has ended well, and its results are in $FEDISTILL_RUNS/{note['name']} on the "
+            f"machine of the ServerApp; they were not brought here: {missing}; copy the folder, or "
+            f"{again} when MLflow can be reached"
+        )
     return outcome
 
 
@@ -197,6 +219,18 @@ def _drive(
     state, _, status = commands.status(run_id).partition(":") if run_id else ("", "", "")
     if state and (state != "finished" or status == "completed"):
         return commands.follow(run_id, on_line)
+    return _submit(commands, work, config, output, note, on_line)
+
+
+def _submit(
+    commands: FlowerCommands,
+    work: Path,
+    config: Config,
+    output: Path,
+    note: dict[str, str],
+    on_line: Callable[[str], None],
+) -> Outcome:
+    """Start a ServerApp; one that finds the run's result only sends it to MLflow."""
     run_config = {
         "config-yaml": config_file.dump(config),
         "deployment": note["name"],
@@ -244,11 +278,11 @@ def _plain(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:60] or "run"
 
 
-def fetch(config: Config, output: Path, name: str) -> None:
+def fetch(config: Config, output: Path, name: str) -> str:
     """Bring the results of a run that has ended well.
 
-    Raises:
-        RunError: neither its folder nor its MLflow run can be reached from here.
+    Returns:
+        Why neither its folder nor its MLflow run can be reached from here; nothing: they are here.
     """
     here = folder_of(name)
     if (here / results.RESULT).is_file():
@@ -256,10 +290,10 @@ def fetch(config: Config, output: Path, name: str) -> None:
         others = shutil.ignore_patterns(REPLIES, results.RESULT, ".*")
         shutil.copytree(here, output, dirs_exist_ok=True, ignore=others)
         shutil.copyfile(here / results.RESULT, output / results.RESULT)
-        return
-    uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+        return ""
+    uri = _mlflow(config)
     why = "no MLflow server is named: set tracking.uri, or MLFLOW_TRACKING_URI"
-    if uri and config.tracking.enabled:
+    if uri:
         place = f"MLflow at {without_secrets(uri)}"
         try:
             stored = tracking.fetch(uri, {"deployment": name}, output, last=results.RESULT)
@@ -269,9 +303,11 @@ def fetch(config: Config, output: Path, name: str) -> None:
         path = output / results.RESULT
         if stored is not None and path.is_file():
             results.write_json(path, {**results.read_json(path), "mlflow": asdict(stored)})
-            return
-    raise RunError(
-        f"the run has ended well, and its results are in $FEDISTILL_RUNS/{name} on the machine of "
-        f"the ServerApp; they were not brought here: {here} is not that folder, and {why}; copy "
-        "the folder, or repeat this command when MLflow can be reached"
-    )
+            return ""
+    return f"{here} is not that folder, and {why}"
+
+
+def _mlflow(config: Config) -> str | None:
+    """Return where MLflow is from here, if the run is tracked and we know."""
+    uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    return uri if config.tracking.enabled else None

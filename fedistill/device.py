@@ -7,7 +7,7 @@ A device is a SuperNode. Its node config (`--node-config`) holds, all optional:
     num-partitions     into how many parts the config's `partition` deals `data`
     name               for people
     model              its own network, as YAML like the config's `model`
-    device             cpu, cuda or cuda:1
+    device             cpu, cuda or cuda:1; left out, a GPU where there is one
     cpus               threads
     batch-size         of its teachers' training
     store              folder of its artefact store
@@ -37,7 +37,7 @@ from fedistill.images import DataSpec, ImageSet
 from fedistill.seeding import generator
 from fedistill.sources import HUB_NAMES, some
 from fedistill.store import Store
-from fedistill.training import device_named
+from fedistill.training import device_for, device_named
 
 _KINDS: Mapping[str, tuple[type, str]] = {
     "data": (str, "a text"),
@@ -151,10 +151,8 @@ class Device:
         try:
             found = data.splits(DataConfig(name=name, size=spec.size), needed=("train",))
             train, test, unknown = _as_asked(found, spec)
-        except DataError as error:
-            text = str(error).replace("data.name is", "data is", 1)
-            if "/" in name:  # the operator need not know where: the device's own log tells
-                text = text.replace(name.rstrip("/"), "DATA")
+        except DataError as error:  # the device's own log tells all
+            text = self.without_folders(error.told.replace("data.name is", "data is", 1))
             raise DataError(f"the data of the node config: {text}") from error
         if self.num_partitions is not None:
             assert self.partition_id is not None
@@ -215,10 +213,22 @@ class Device:
     def place(self) -> torch.device | None:
         """Return where this device computes; None: as the experiment's config says.
 
+        The config knows how a simulation's clients share a machine, and nothing of devices: one
+        takes the GPU that it has, unless its node config says otherwise.
+
         Raises:
             ConfigError: it is not there.
         """
-        return None if self.device is None else device_named(self.device)
+        if self.device is not None:
+            return device_named(self.device)
+        return None if self.trusted else device_for(1.0)
+
+    def without_folders(self, text: str) -> str:
+        """Take this device's folders out of a text for the server, who need not know where."""
+        for word, folder in (("DATA", self.data), ("STORE", self.artefacts().folder)):
+            for way in [] if folder is None else _ways_to_write(folder):
+                text = text.replace(way, word)
+        return text
 
     def artefacts(self) -> Store:
         """Return the store of this device."""
@@ -240,6 +250,13 @@ def _errors(key: str, value: Any) -> list[str]:
     if fits and key in ("data", "store"):
         fits = bool(value.strip())
     return [] if fits else [f"{key} is {value!r}; accepted: {accepted}"]
+
+
+def _ways_to_write(folder: str | Path) -> list[str]:
+    """Return what messages may call a folder, the longest first."""
+    path = Path(folder).expanduser()
+    ways = {str(folder).rstrip("/"), *map(str, (path, path.absolute(), path.resolve()))}
+    return sorted((way for way in ways if "/" in way and way != "/"), key=len, reverse=True)
 
 
 def _require_no_path(name: str) -> None:

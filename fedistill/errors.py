@@ -33,7 +33,17 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """The data set is missing, broken, or unfit for what was asked."""
+    """The data set is missing, broken, or unfit for what was asked.
+
+    Args:
+        message: for those who have the data set.
+        told: the same without names of files and words of libraries, where the message has such:
+            a device's server is told no more.
+    """
+
+    def __init__(self, message: str, told: str = "") -> None:
+        super().__init__(message)
+        self.told = told or message
 
 
 class PartitionError(UserError):

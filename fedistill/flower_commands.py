@@ -37,6 +37,7 @@ class FlowerCommands:
         env: their environment.
         check: called while waiting; raises when there is nothing to wait for any more.
         patience_s: how long a SuperLink may be away.
+        again: what to do when it was away for longer.
     """
 
     superlink: str
@@ -44,6 +45,7 @@ class FlowerCommands:
     env: Mapping[str, str]
     check: Callable[[], None] = lambda: None
     patience_s: float = 60.0
+    again: str = "repeat the command"
 
     def submit(
         self,
@@ -98,7 +100,7 @@ class FlowerCommands:
             if time.monotonic() > deadline:
                 raise RunError(
                     f"Flower does not tell whether run {run_id} goes on; it says: "
-                    f"{answer or 'nothing'}; repeat the command when the SuperLink is back"
+                    f"{answer or 'nothing'}; {self.again} when the SuperLink is back"
                 )
             time.sleep(_AGAIN_S)
 
@@ -158,7 +160,7 @@ class FlowerCommands:
             elif time.monotonic() > deadline:
                 raise RunError(
                     f"Flower does not tell how run {run_id} ended; it says: {answer or 'nothing'}; "
-                    "repeat the command when the SuperLink is back"
+                    f"{self.again} when the SuperLink is back"
                 )
             time.sleep(_AGAIN_S)
 

@@ -139,11 +139,17 @@ def _hub_tables(name: str) -> Mapping[str, Any]:
         return dict(datasets.load_dataset(hub_name))
     except Exception as error:  # anything from httpx.ConnectError to ValueError
         there_is = "" if name in HUB_NAMES else "there is no folder of that name, and "
-        raise DataError(
+        where = (
             f"data.name is '{name}': {there_is}'{hub_name}' cannot be read from the Hugging Face "
-            f"hub ({_first_line(error)}); give a local folder of its parquet files, connect to "
-            "the internet, set HF_HUB_OFFLINE=1 if it has been downloaded before, or use "
-            "data.name=digits, which needs no download"
+            "hub"
+        )
+        remedy = (
+            "give a local folder of its parquet files, connect to the internet, set "
+            "HF_HUB_OFFLINE=1 if it has been downloaded before, or use data.name=digits, which "
+            "needs no download"
+        )
+        raise DataError(
+            f"{where} ({_first_line(error)}); {remedy}", f"{where}; {remedy}"
         ) from error
 
 
@@ -156,13 +162,17 @@ def _parquet_tables(folder: Path) -> Mapping[str, Any]:
             parquet.read_metadata(path)
         except (ArrowException, OSError) as error:
             raise DataError(
-                f"{path} is not a whole parquet file ({_first_line(error)}); fetch it again"
+                f"{path} is not a whole parquet file ({_first_line(error)}); fetch it again",
+                f"{folder} holds a file that is not whole parquet; fetch it again",
             ) from error
     try:
         # Streaming: no second copy of the files in the library's own cache.
         return dict(datasets.load_dataset(str(folder), streaming=True))
     except Exception as error:  # anything from ValueError to ArrowInvalid
-        raise DataError(f"{folder} cannot be read ({_first_line(error)}); {LAYOUTS}") from error
+        raise DataError(
+            f"{folder} cannot be read ({_first_line(error)}); {LAYOUTS}",
+            f"{folder} cannot be read; {LAYOUTS}",
+        ) from error
 
 
 def _from_tables(splits: Mapping[str, Any], place: str, needed: Sequence[str]) -> Source:
@@ -231,7 +241,8 @@ def _rows(split: Any, place: str, image: str, label: str) -> Iterator[list[Sampl
             yield batch
     except Exception as error:  # a damaged page: ArrowInvalid, OSError, zlib.error
         raise DataError(
-            f"{place}: cannot be read after row {row} ({_first_line(error)}); fetch it again"
+            f"{place}: cannot be read after row {row} ({_first_line(error)}); fetch it again",
+            f"{place}: cannot be read after row {row}; fetch it again",
         ) from error
 
 

@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 from uuid import uuid4
 
@@ -70,16 +71,18 @@ class Store:
         """Make the folder, and return the store by its absolute path.
 
         Raises:
-            OutputError: there can be no such folder.
+            OutputError: there can be no such folder, or nothing can be written there.
         """
         self.require_folder()
         if self.folder is None:
             return self
         folder = self.folder.absolute()
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            Store(folder).probe()
         except OSError as error:
-            raise OutputError(f"the store {folder} cannot be made: {error}; {_REMEDY}") from error
+            raise OutputError(
+                f"the store {folder} cannot be written: {error}; {_REMEDY}"
+            ) from error
         return Store(folder)
 
     def require_folder(self) -> None:
@@ -90,6 +93,17 @@ class Store:
         """
         if self.folder is not None and self.folder.is_file():
             raise OutputError(f"the store {self.folder.absolute()} is a file; {_REMEDY}")
+
+    def probe(self) -> None:
+        """Make the folder, and write a file there that does not stay.
+
+        Raises:
+            OSError: that cannot be done.
+        """
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=self.folder, buffering=0) as file:
+                file.write(b"probe")
 
     def recall(self, stage: str, key: Mapping[str, Any], make: Callable[[], Artefact]) -> Artefact:
         """Return what is kept under a key; else make it and keep it.

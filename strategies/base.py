@@ -9,7 +9,6 @@ Replies arrive in any order and node ids are random, so everything is kept by pa
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from logging import INFO, WARNING
 
 import torch
@@ -29,7 +28,7 @@ from fedistill.sets import SyntheticSet
 from fedistill.shares import Curve, Share, integrate
 from fedistill.slots import Plan
 from fedistill.worker import restore_teachers
-from strategies import roll_call
+from strategies import own_networks, roll_call
 from strategies.budget import Budget
 from strategies.exchange import Exchange
 from strategies.failures import Failures
@@ -311,19 +310,27 @@ class FedDistill(Strategy):
     def _adopt(self) -> None:
         """Let devices train the networks that they have chosen, and the spec be of their images.
 
+        One whose network does not fit is left out, and its images have no part in the spec.
+
         Raises:
-            UserError: the experiment does not fit them.
+            UserError: the experiment itself does not fit its data.
+            ClientsFailed: too few are left.
         """
-        if self._spec_of is not None:
-            self.spec = self._spec_of([found.pixels for found in self.descriptions.values()])
-        own = {client: wire.model_of(found) for client, found in self.descriptions.items()}
-        if any(own.values()):
-            log(INFO, "networks of clients: %s", {n: it.name for n, it in own.items() if it})
-            everyone = range(self.config.partition.clients)
-            models = tuple(own.get(n) or self.config.teacher_model(n) for n in everyone)
-            self.config = self.exchange.config = replace(self.config, model=models)
         if self.exchange.kept is not None:  # a simulation is checked before it starts
             planning.check(self.config, self.spec)
+        said = {client: wire.model_of(found) for client, found in self.descriptions.items()}
+        own = {client: model for client, model in said.items() if model is not None}
+        self.config, refused = own_networks.adopt(self.config, self.spec, own)
+        self.exchange.config = self.config
+        for client, why in refused.items():
+            self.exchange.fail(client, why)
+            del self.descriptions[client], own[client]
+        if refused:
+            self.exchange.require_clients()
+        if own:
+            log(INFO, "networks of clients: %s", {n: model.name for n, model in own.items()})
+        if self._spec_of is not None:
+            self.spec = self._spec_of([found.pixels for found in self.descriptions.values()])
         if self.config.evaluate.at == "clients":
             require_testers(self.descriptions)
         for client, found in self.descriptions.items():

@@ -27,7 +27,7 @@ T = TypeVar("T")
 # work for hours do not cost a SuperLink a request for each of them five times a second.
 _POLL_S, _POLL_MOST_S, _POLL_SHARE = 0.2, 3.0, 0.02
 _REASON_LINES, _REASON_WIDTH = 60, 300
-_GRACE_S = 30.0  # after the time to live, for the explicit "expired" reply to arrive
+_GRACE_S = 30.0  # after the deadline, for a reply that is on its way
 _UNKNOWN_ERROR = 0  # Flower's code for a dead simulation worker, which then swallows messages
 # Flower's codes (flwr.common.constant.ErrorCode) whose own words do not help an operator.
 _EXPIRED = (3, 4)
@@ -204,7 +204,8 @@ class Exchange:
                 dst_node_id=self.nodes[client],
                 message_type=message_type,
                 group_id=message_type,
-                ttl=self.config.federation.deadline_s,
+                # Above our deadline: a reply may wait behind a slow upload of another's.
+                ttl=2 * self.config.federation.deadline_s,
             )
         return made
 

@@ -29,6 +29,7 @@ from fedistill import records, results
 from fedistill.errors import WireError
 
 _BEGUN, _ROLL, _FAILED, _MENDED = "begun.json", "roll.json", "failed.json", "mended.json"
+_REPLY, _FAILURE = ".pb", ".json"  # endings of what there is about one request
 
 
 class KeptReplies:
@@ -40,6 +41,7 @@ class KeptReplies:
 
     Attributes:
         roll: the identity of each partition id (`roll_call.py`), once it is known.
+        nodes: the node id that each has had when the roll was called.
         absent: why no device has some partition ids.
         begun: when the run began, in seconds since the epoch; before the server died, perhaps.
         mended: failures of an earlier life are forgotten, and the roll is called again.
@@ -55,14 +57,18 @@ class KeptReplies:
             for client in self._read(_FAILED):
                 self.forget(int(client))
             (folder / _FAILED).unlink(missing_ok=True)
+            # Who labels or tests no more is not left out of the run: its failure alone is kept.
+            for path in folder.glob(f"*-*{_FAILURE}"):
+                path.unlink(missing_ok=True)
         self.mended = (folder / _MENDED).is_file()
         found = self._read(_ROLL)
         self.roll = {int(client): str(who) for client, who in found.get("roll", {}).items()}
         self.absent = {int(client): str(why) for client, why in found.get("absent", {}).items()}
+        self.nodes = {int(client): int(node) for client, node in found.get("nodes", {}).items()}
 
     def get(self, client: int, message_type: str, request: RecordDict) -> RecordDict | None:
         """Return what a client has answered to this very request, if it has."""
-        path = self._path(client, message_type, request, ".pb")
+        path = self._path(client, message_type, request, _REPLY)
         try:
             content = path.read_bytes()
             if not content:  # a power cut may leave a file without what was written to it
@@ -84,30 +90,32 @@ class KeptReplies:
             content = recorddict_to_proto(reply).SerializeToString()
         except (TypeError, ValueError) as error:
             raise WireError(f"it cannot be kept: {records.plain(str(error))}") from error
-        results.write_whole(self._path(client, message_type, request, ".pb"), content)
+        results.write_whole(self._path(client, message_type, request, _REPLY), content)
 
     def failure(self, client: int, message_type: str, request: RecordDict) -> str | None:
         """Return why a client has not answered this very request, if it has failed at it."""
-        found = self._read(self._path(client, message_type, request, ".json").name)
+        found = self._read(self._path(client, message_type, request, _FAILURE).name)
         return str(found["why"]) if "why" in found else None
 
     def fail(self, client: int, message_type: str, request: RecordDict, why: str) -> None:
         """Keep that a client has failed at a request."""
-        self._write(self._path(client, message_type, request, ".json").name, {"why": why})
+        self._write(self._path(client, message_type, request, _FAILURE).name, {"why": why})
 
     def left_out(self, client: int) -> None:
         """Keep that a client is left out, whatever it has answered before."""
         self._write(_FAILED, {**self._read(_FAILED), str(client): True})
 
-    def call(self, roll: Mapping[int, str], absent: Mapping[int, str]) -> None:
-        """Keep who is who, and who is not there."""
+    def call(
+        self, roll: Mapping[int, str], absent: Mapping[int, str], nodes: Mapping[int, int]
+    ) -> None:
+        """Keep who is who, at which node, and who is not there."""
         for client, who in roll.items():
             if self.roll.get(client, who) != who:  # its place was another's
                 self.forget(client)
-        self.roll, self.absent = dict(roll), dict(absent)
+        self.roll, self.absent, self.nodes = dict(roll), dict(absent), dict(nodes)
         tree = {
-            name: {str(client): text for client, text in texts.items()}
-            for name, texts in (("roll", roll), ("absent", absent))
+            name: {str(client): it for client, it in told.items()}
+            for name, told in (("roll", roll), ("absent", absent), ("nodes", nodes))
         }
         self._write(_ROLL, tree)
         (self.folder / _MENDED).unlink(missing_ok=True)

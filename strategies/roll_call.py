@@ -4,7 +4,8 @@ A simulation numbers its nodes by their ids. A device of a deployment may name i
 itself, or is numbered by its name, then by its node id; which of these it has is its identity,
 so that it keeps its number when the server starts again (`kept.py`). A node id is stable only
 where SuperNodes are authenticated: give devices names, or partition ids, for sets that can be
-made again.
+made again. Both are the device's own word, so the node id is kept beside it: a place is not given
+to another node while the one that has taken it is there.
 """
 
 import time
@@ -59,6 +60,7 @@ def number(
     clients: int,
     known: Mapping[int, str] | None = None,
     closed: bool = True,
+    nodes: Mapping[int, int] | None = None,
 ) -> Roll:
     """Give each device a partition id.
 
@@ -67,8 +69,10 @@ def number(
         clients: how many partition ids there are.
         known: identities that have a number already.
         closed: with known ones, others come too late.
+        nodes: node ids that the known ones had, by partition id.
     """
-    roll = Roll()
+    roll = Roll(refused=_pretenders(found, known or {}, nodes or {}))
+    found = {node: it for node, it in found.items() if node not in roll.refused}
     taken: dict[str, int] = {}
     claimed = {it.partition_id for it in found.values()}
     present = {identity(it, node) for node, it in found.items()}
@@ -106,6 +110,28 @@ def number(
     roll.nodes = dict(sorted(roll.nodes.items()))
     roll.descriptions = dict(sorted(roll.descriptions.items()))
     return roll
+
+
+def _pretenders(
+    found: Mapping[int, Description], known: Mapping[int, str], nodes: Mapping[int, int]
+) -> dict[int, str]:
+    """Refuse who wants a place of which another node is there that has taken it before."""
+    held = {
+        client: node
+        for client, node in nodes.items()
+        if node in found and identity(found[node], node) == known.get(client)
+    }
+    place_of = {who: client for client, who in known.items()}
+    refused = {}
+    for node, it in found.items():
+        who = identity(it, node)
+        client = place_of.get(who, it.partition_id)
+        if held.get(client, node) != node:
+            refused[node] = (
+                f"its {who} is the place of another node ({held[client]}) in this run, which is "
+                "there; give each its own"
+            )
+    return refused
 
 
 def call(
@@ -191,6 +217,7 @@ class Devices:
         self.kept.call(
             {n: identity(found, roll.nodes[n]) for n, found in roll.descriptions.items()},
             {client: why for client in everyone if client not in roll.nodes},
+            roll.nodes,
         )
         for client, content in contents.items():
             self.kept.put(client, wire.DESCRIBE, self._request(), content)
@@ -236,7 +263,7 @@ class Devices:
                 continue
             found[node], contents[node] = described, reply.content
         closed = not self.kept.mended
-        roll = number(found, config.partition.clients, self.kept.roll, closed)
+        roll = number(found, config.partition.clients, self.kept.roll, closed, self.kept.nodes)
         roll.refused |= refused
         for node, why in sorted(roll.refused.items()):
             log(WARNING, "node %s takes no part: %s", node, last_line(why))

@@ -76,11 +76,16 @@ def _deployed_in(output: Path, config: Config, run_config: Mapping[str, str], gr
     found = deployment.open_on_server(output, run_config["config-yaml"])
     failed = found is deployment.Place.FAILED
     kept = KeptReplies(output / deployment.REPLIES, mended=failed)
+    uri = run_config["tracking-uri"] or os.environ.get("MLFLOW_TRACKING_URI")
     if found is deployment.Place.DONE:
         log(INFO, "the run has its result from before")
-        tracking.close_if_open(output, "FINISHED", send=config.tracking.enabled)
+        tracking.close_if_open(output, "FINISHED", send=False)
+        if config.tracking.enabled:  # it may have been away when the run ended
+            try:
+                tracking.deliver(output, uri, lambda text: log(WARNING, text))
+            except UserError as error:
+                log(WARNING, "%s", error)
     else:
-        uri = run_config["tracking-uri"] or os.environ.get("MLFLOW_TRACKING_URI")
         own = {
             "tracking-uri": uri or tracking.default_uri(output.parent),
             "started-at": str(kept.begun),

@@ -2,112 +2,20 @@
 
 import json
 import shutil
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import tiny_config
+from deployed import Devices, deploy, deploy_and_die, named
 from federation import failing
-from flwr.app import Context, Message, RecordDict
-from split_folders import write_central, write_parts
+from flwr.app import RecordDict
 
-from fedistill import client_app, config_file, data, deployment, results, runner, wire
-from fedistill.config import Config
-from fedistill.errors import ClientsFailed, ConfigError, DataError
+from fedistill import config_file, data, deployment, runner, tracking, wire
+from fedistill.errors import ClientsFailed, ConfigError, DataError, UserError
 from fedistill.sets import SyntheticSet
-from strategies import experiment, local, server_app
+from strategies import server_app
 
-
-class Devices(local.LocalGrid):
-    """Nodes with node configs of their own; counts what they are asked."""
-
-    def __init__(self, node_configs: Sequence[Mapping[str, Any]], first_node: int = 500) -> None:
-        super().__init__(client_app.app, 0, {})
-        self.asked = Counter[str]()
-        # Backwards: the number of a node says nothing about its partition id.
-        for number, node_config in enumerate(reversed(node_configs)):
-            node = first_node + number
-            self._contexts[node] = Context(
-                run_id=1,
-                node_id=node,
-                node_config=dict(node_config),
-                state=RecordDict(),
-                run_config={},
-            )
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        messages = list(messages)
-        self.asked.update(message.metadata.message_type for message in messages)
-        return super().push_messages(messages)
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    folder = tmp_path_factory.mktemp("central")
-    write_central(folder, each=12)
-    return tiny_config(
-        data={"name": str(folder), "fraction": 1.0},
-        partition={"clients": 3},
-        distill={"ipc": [2]},
-        baselines=["hard_label", "ensemble"],
-        federation={"wait_s": 0.5, "min_clients": 2},
-    )
-
-
-@pytest.fixture(scope="module")
-def folders(config: Config, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return write_parts(tmp_path_factory.mktemp("devices"), config)
-
-
-@pytest.fixture(scope="module")
-def expected(config: Config, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The set of a simulation of the same split."""
-    folder = tmp_path_factory.mktemp("simulation") / "run"
-    found: str = runner.run(config, folder, "local")["sets"]["2"]["sha256"]
-    return found
-
-
-@pytest.fixture(autouse=True)
-def _server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(deployment.RUNS, str(tmp_path / "runs"))
-    monkeypatch.delenv("FEDISTILL_STORE", raising=False)
-
-
-def named(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    return [{"data": str(folder), "name": f"site-{n}"} for n, folder in enumerate(folders)]
-
-
-def deploy(config: Config, grid: local.LocalGrid, name: str = "trial") -> dict[str, Any]:
-    """Let a ServerApp live once."""
-    context = Context(
-        run_id=1,
-        node_id=1,
-        node_config={},
-        state=RecordDict(),
-        run_config={
-            "config-yaml": config_file.dump(config),
-            "deployment": name,
-            "tracking-uri": "",
-            "source-json": "{}",
-        },
-    )
-    with local.task_identity():
-        server_app.app(grid, context)
-    return results.read_json(deployment.folder_of(name) / results.RESULT)
-
-
-def deploy_and_die(monkeypatch: pytest.MonkeyPatch, config: Config, grid: Devices) -> None:
-    """Run on devices, up to the death of the server when it has all replies."""
-
-    def die(*_: object) -> None:
-        raise RuntimeError("power cut")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(experiment.Experiment, "evaluate", die)
-        with pytest.raises(RuntimeError, match="power cut"):
-            deploy(config, grid)
+pytestmark = pytest.mark.usefixtures("server")
 
 
 def test_devices_make_the_set_of_the_simulation(config, folders, expected):
@@ -294,6 +202,25 @@ def test_a_server_that_dies_with_its_result_has_nothing_left_to_do(config, folde
     result = deploy(config, Devices([]))
     assert result["sets"]["2"]["sha256"] == expected
     assert not (folder / deployment.REPLIES).exists()
+
+
+def test_a_server_that_has_its_result_sends_to_mlflow_what_it_lacks(
+    config, folders, monkeypatch, caplog
+):
+    tree = config_file.to_dict(config) | {"tracking": {"enabled": True}}
+    tracked, sent = config_file.from_dict(tree), []
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    monkeypatch.setattr(server_app.MlflowSink, "start", lambda sink: None)  # as if it were away
+    first = deploy(tracked, Devices(named(folders)))
+
+    def deliver(folder: Path, uri: str, warn: object) -> None:
+        sent.append((folder, uri))
+        raise UserError("MLflow did not take the run")
+
+    monkeypatch.setattr(tracking, "deliver", deliver)
+    assert deploy(tracked, Devices([])) == first
+    assert sent == [(deployment.folder_of("trial"), "http://mlflow:5000")]
+    assert "MLflow did not take the run" in caplog.text
 
 
 def test_a_device_that_keeps_its_pixel_levels_back_takes_no_part(config, folders, monkeypatch):

@@ -109,23 +109,29 @@ def test_a_mistake_on_a_device_is_told_in_short_and_its_files_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     (tmp_path / "own" / "0").mkdir(parents=True)
-    (tmp_path / "own" / "0" / "a.png").write_bytes(b"the secret of this file")
-    broken = {"data": str(tmp_path / "own")}
+    for name in ("a.png", "b.png"):
+        (tmp_path / "own" / "0" / name).write_bytes(b"the secret of this file")
+    (tmp_path / "link").symlink_to(tmp_path / "own")
+    broken = {"data": str(tmp_path / "link")}
     wrong, unread = map(reason, describe(grid_of({"dta": "x"}, broken)))
     assert wrong.splitlines()[0] == wrong.splitlines()[-1]
     assert wrong.startswith("ConfigError: the node config has 1 error")
     assert "did you mean 'data'" in wrong.splitlines()[-1]
-    assert "a.png is not an image that can be read" in unread.splitlines()[-1]
-    assert "secret" not in unread
+    assert "images that cannot be read: 2 of class '0'; mend" in unread.splitlines()[-1]
+    for hidden in ("secret", ".png", str(tmp_path)):
+        assert hidden not in unread
+        assert hidden in caplog.text or hidden == "secret"
 
     def fail(*args: object, **options: object) -> None:
         raise ValueError("row 7: name=Jane, age=61")
 
-    Image.new("L", (8, 8)).save(tmp_path / "own" / "0" / "a.png")
+    for name in ("a.png", "b.png"):
+        Image.new("L", (8, 8)).save(tmp_path / "own" / "0" / name)
     monkeypatch.setattr(device, "_as_asked", fail)
     (hidden,) = map(reason, describe(grid_of(broken)))
     assert hidden.splitlines()[-1] == "ValueError: the device's own log says more"
-    assert "device.py" in hidden
+    assert 'File "fedistill/device.py"' in hidden
+    assert str(Path(device.__file__).parents[1]) not in hidden
     assert "Jane" not in hidden
     assert "Jane" in caplog.text
 
@@ -172,6 +178,15 @@ def test_a_device_keeps_its_artefacts_in_its_own_store(tmp_path: Path):
     again, _ = start(CONFIG, lambda *_: grid_of(*nodes))
     assert {share.from_store for share in again.shares.values()} == {("squeeze", "recover")}
     assert again.sets[1].sha256 == first.sets[1].sha256
+
+
+def test_a_warning_about_its_store_does_not_say_where_that_is(tmp_path: Path):
+    (tmp_path / "full").write_text("no folder")
+    nodes = [{"partition-id": n, "store": str(tmp_path / "full")} for n in range(3)]
+    strategy, _ = start(CONFIG, lambda *_: grid_of(*nodes))
+    for share in strategy.shares.values():
+        assert any(text.startswith("STORE cannot be written") for text in share.warnings)
+        assert str(tmp_path) not in "".join(share.warnings)
 
 
 def test_a_device_trains_the_network_of_its_own_with_its_own_batch_size(tmp_path: Path):

@@ -218,6 +218,17 @@ def test_a_client_without_a_store_says_so_before_it_trains(monkeypatch: pytest.M
         start(at("clients"))
 
 
+def test_a_client_whose_store_cannot_be_written_says_so_before_it_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "file" / "store"))
+    monkeypatch.setattr(client_app, "make_share", None)
+    with pytest.raises(ClientsFailed, match="the store cannot be written") as told:
+        start(at("clients"))
+    assert str(tmp_path) not in str(told.value)
+
+
 def test_a_client_that_has_lost_its_teacher_trains_no_other(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ):

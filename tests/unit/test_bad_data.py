@@ -7,7 +7,9 @@ import datasets
 import numpy as np
 import pytest
 from PIL import Image
-from toy_data import class_folders, encoded, message_of, tables
+from toy_data import class_folders, encoded, load, message_of, tables
+
+from fedistill.errors import DataError
 
 
 def test_a_missing_folder(tmp_path: Path):
@@ -41,6 +43,22 @@ def test_a_damaged_image_is_named(tmp_path: Path):
     path = folder / "train" / "b" / "2.png"
     path.write_bytes(path.read_bytes()[:50])
     assert f"{path} is not an image" in message_of(folder)
+
+
+def test_all_damaged_images_are_named_at_once_and_counted_for_others(tmp_path: Path):
+    folder = class_folders(tmp_path / "toy")
+    for name in ("a/1", "b/0", "b/2"):
+        (folder / "train" / f"{name}.png").write_bytes(b"no image")
+    with pytest.raises(DataError) as caught:
+        load(folder)
+    train = folder / "train"
+    assert str(caught.value).startswith(f"{train}/a/1.png is not an image that can be read (")
+    assert f"and 2 more are not: {train}/b/0.png, {train}/b/2.png; mend or remove them" in str(
+        caught.value
+    )
+    assert caught.value.told == (
+        "it holds images that cannot be read: 1 of class 'a', 2 of class 'b'; mend or remove them"
+    )
 
 
 def test_an_image_of_16_bits_is_named(tmp_path: Path):

@@ -1,12 +1,13 @@
 import re
+from dataclasses import replace
 
 import pytest
 from fakes import tiny_config
 
-from fedistill import deployment, flower_commands, progress, results
+from fedistill import config_file, deployment, flower_commands, progress, results, tracking
 from fedistill.errors import ConfigError, OutputError, RunError
 from fedistill.flower_commands import FlowerCommands
-from fedistill.flower_output import parse_status
+from fedistill.flower_output import Outcome, parse_status
 
 
 @pytest.fixture
@@ -43,12 +44,19 @@ def test_a_superlink_is_known_by_flowers_own_file(home):
         ({"student": {"ranking": True}}, "student.ranking is true"),
         ({"tracking": {"uri": "http://me:secret@host:5000"}}, "MLFLOW_TRACKING_PASSWORD"),
         ({"sweep": {"clients": [1, 2]}}, "sweep=null"),
+        ({"distill": {"name": "lic"}}, "distill.name lic, with its options, makes images that"),
+        ({"distill": {"init": "real"}}, "privacy: {allow_real_images: true}"),
     ],
 )
 def test_what_only_a_simulation_can_do_is_refused(sections, words):
     with pytest.raises(ConfigError, match=re.escape(words)) as caught:
         deployment.check(tiny_config(**sections))
     assert "secret" not in str(caught.value)
+
+
+def test_a_method_of_real_images_is_for_devices_where_the_config_allows_it():
+    for distill in ({"init": "noise"}, {"name": "lic"}):
+        deployment.check(tiny_config(distill=distill, privacy={"allow_real_images": True}))
 
 
 @pytest.mark.parametrize("name", ["../etc", "a/b", "/abs", "", ".", "a\n", "x" * 101, "..", "-x"])
@@ -94,19 +102,80 @@ def test_an_output_folder_is_continued_by_the_same_command_alone(tmp_path):
         deployment._claim(tmp_path / "taken", one, "clinic")
 
 
-def test_results_that_cannot_be_reached_are_not_lost(tmp_path, monkeypatch):
+def test_results_come_from_the_servers_folder_where_it_is_seen(tmp_path, monkeypatch):
     monkeypatch.setenv(deployment.RUNS, str(tmp_path / "runs"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     output = tmp_path / "out"
     output.mkdir()
-    with pytest.raises(RunError, match=r"\$FEDISTILL_RUNS/mnist-1 on the machine"):
-        deployment.fetch(tiny_config(), output, "mnist-1")
+    assert "no MLflow server is named" in deployment.fetch(tiny_config(), output, "mnist-1")
     there = tmp_path / "runs" / "mnist-1"
     results.write_json(there / results.RESULT, {"name": "x"})
     (there / deployment.REPLIES).mkdir()
     (there / ".fedistill.lock").touch()
-    deployment.fetch(tiny_config(), output, "mnist-1")
+    assert deployment.fetch(tiny_config(), output, "mnist-1") == ""
     assert [path.name for path in output.iterdir()] == [results.RESULT]
+
+
+class Ended(FlowerCommands):
+    """A SuperLink whose run has ended well; counts how often an app is submitted."""
+
+    submitted = 0
+
+    def status(self, run_id: str) -> str:
+        return "finished:completed"
+
+    def follow(self, run_id, on_line):
+        return Outcome("completed", "", run_id)
+
+    def submit(self, app, options, on_line, on_run=lambda run_id: None):
+        Ended.submitted += 1
+        on_run(f"{Ended.submitted}")
+        return Outcome("completed", "", f"{Ended.submitted}")
+
+
+@pytest.fixture
+def ended(home, tmp_path, monkeypatch):
+    """The operator's folder of a run that has ended well, with an MLflow server."""
+    monkeypatch.setattr(deployment, "FlowerCommands", Ended)
+    monkeypatch.setattr(Ended, "submitted", 0)
+    monkeypatch.setattr(deployment, "stage_app", lambda work: work)
+    monkeypatch.setenv(deployment.RUNS, str(tmp_path / "runs"))
+    output = tmp_path / "my run"
+    note = deployment._claim(output, TRACKED, "clinic")
+    results.write_json(output / "deployment.json", {**note, "run_id": "0"})
+    return output
+
+
+TRACKED = tiny_config(tracking={"enabled": True, "uri": "http://127.0.0.1:1"})
+
+
+def test_a_run_that_mlflow_lacks_is_submitted_again_to_be_sent(ended, monkeypatch):
+    def fetch(uri, tags, folder, last):
+        if not Ended.submitted:  # the ServerApp could not deliver when it had ended
+            return None
+        results.write_json(folder / last, {"name": "x"})
+        return tracking.StoredRun(uri, "1", "r")
+
+    monkeypatch.setattr(tracking, "fetch", fetch)
+    lines = list[str]()
+    assert deployment.run(TRACKED, ended, "clinic", lines.append).status == "completed"
+    assert Ended.submitted == 1
+    assert "knows no such run; the ServerApp is asked to send the results again" in lines[0]
+    assert results.read_json(ended / results.RESULT)["mlflow"]["run_id"] == "r"
+
+
+def test_results_that_cannot_be_reached_are_not_lost(ended, monkeypatch):
+    monkeypatch.setattr(tracking, "fetch", lambda *args, **options: None)
+    words = rf"(?s)\$FEDISTILL_RUNS/my-run-\w+ on the machine.*repeat .* --output '{ended}'"
+    with pytest.raises(RunError, match=words):
+        deployment.run(TRACKED, ended, "clinic", lambda line: None)
+    assert Ended.submitted == 1
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    untold = replace(TRACKED, tracking=replace(TRACKED.tracking, uri=None))
+    (ended / results.CONFIG).write_text(config_file.dump(untold))
+    with pytest.raises(RunError, match="no MLflow server is named"):
+        deployment.run(untold, ended, "clinic", lambda line: None)
+    assert Ended.submitted == 1  # nobody here could see what it would send
 
 
 def test_a_log_carries_progress_and_failure():
@@ -167,3 +236,6 @@ def test_a_superlink_that_stays_away_ends_the_wait_for_a_status(tmp_path, monkey
     commands = FlowerCommands("home", tmp_path, {}, patience_s=0.05)
     with pytest.raises(RunError, match=r"whether run 7 goes on; it says: .*is unavailable.*repeat"):
         commands.status("7")
+    elsewhere = FlowerCommands("home", tmp_path, {}, patience_s=0.05, again="do it with --output x")
+    with pytest.raises(RunError, match="do it with --output x when the SuperLink is back"):
+        elsewhere.status("7")

@@ -10,7 +10,7 @@ import torch
 from fakes import CONVNET, tiny_config
 from PIL import Image
 
-from fedistill import config_file, data, partition, processes
+from fedistill import config_file, data, partition, processes, training
 from fedistill.config import DataConfig
 from fedistill.device import Device
 from fedistill.errors import ConfigError, DataError, PartitionError
@@ -121,8 +121,17 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="torch finds 0 GPUs here; accepted: cpu"):
         Device(device="cuda:1").place()
+    assert Device(device="cpu").place() == Device().place() == torch.device("cpu")
+
+
+def test_a_real_device_takes_the_gpu_that_it_has_and_a_simulation_asks_the_config(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(training, "_make_repeatable", lambda: None)
+    assert Device().place() == torch.device("cuda")
     assert Device(device="cpu").place() == torch.device("cpu")
-    assert Device().place() is None
+    assert Device(trusted=True).place() is None
 
 
 # Its own images
@@ -175,9 +184,30 @@ def test_data_that_are_not_there_are_named_by_their_key(tmp_path: Path):
         Device(data="/no/such").images(DIGITS, SPEC, -1)
     (tmp_path / "own" / "cat").mkdir(parents=True)
     (tmp_path / "own" / "cat" / "0.png").write_bytes(b"secret")
-    with pytest.raises(DataError, match="not an image that can be read") as caught:
+    with pytest.raises(DataError, match="cannot be read: 1 of class 'cat'; mend") as caught:
         Device(data=str(tmp_path / "own")).images(DIGITS, SPEC, -1)
     assert "secret" not in str(caught.value)
+    assert "0.png" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["~/scans", "/link/", "near/scans", "own"])
+def test_no_way_to_write_its_folder_is_told(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "near").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "own" / "train").mkdir(parents=True)
+    for link in ("scans", "link", "near/scans"):
+        (tmp_path / link).symlink_to(tmp_path / "own")
+    device = Device(data=f"{tmp_path}{name}" if name.startswith("/") else name)
+    with pytest.raises(DataError, match="config: DATA/train has no class folders") as caught:
+        device.images(DIGITS, SPEC, -1)
+    assert str(tmp_path) not in str(caught.value)
+    (tmp_path / "own" / "Doe.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="config: DATA holds a file that is not whole") as caught:
+        device.images(DIGITS, SPEC, -1)
+    assert "Doe" not in str(caught.value)
 
 
 def test_a_share_of_the_images_is_held_out_and_never_part_of_the_shard(tmp_path: Path):

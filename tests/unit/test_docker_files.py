@@ -370,3 +370,11 @@ def test_healthy_says_whether_an_address_answers(path: str, code: int) -> None:
     assert done.returncode == 1  # nobody is there any more
     assert url in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_commands_of_the_readme_name_their_files() -> None:
+    """`docker compose` finds none of ours by itself: they have other names, in another folder."""
+    said = re.findall(r"docker compose ([^`\n]*)", (DOCKER / "README.md").read_text())
+    commands = [text for text in said if text != "config"]  # it was run, and is not to be typed
+    assert len(commands) > 8
+    assert [text for text in commands if not text.startswith(("-f docker/", "... "))] == []

@@ -142,6 +142,12 @@ def test_who_is_silent_is_waited_for_until_the_deadline(monkeypatch: pytest.Monk
     assert exchange.failures == {1: "no answer within 0.3 s"}
 
 
+def test_a_message_lives_longer_than_the_server_waits_for_its_reply():
+    """A finished reply whose turn to be fetched comes late must still be there."""
+    (message,) = made(1, deadline_s=50).messages(KIND, contents(0)).values()
+    assert message.metadata.ttl == 100
+
+
 def test_a_dead_worker_ends_a_simulation():
     with pytest.raises(WorkerDied, match="worker process of client 0 died"):
         list(asked(made(1), Answers({100: Error(0, "ActorDiedError")}), 0))

@@ -46,18 +46,19 @@ def test_who_failed_and_who_is_who_outlive_the_server(tmp_path):
     kept = KeptReplies(tmp_path)
     assert (kept.absent, kept.roll) == ({}, {})
     kept.fail(3, "train.distill", request(1), "gone")
-    kept.call({0: "name a", 1: "id 1"}, {2: "nobody came"})
+    kept.call({0: "name a", 1: "id 1"}, {2: "nobody came"}, {0: 2**64 - 1, 1: 7})
     again = KeptReplies(tmp_path)
     assert again.failure(3, "train.distill", request(1)) == "gone"
     assert again.failure(3, "train.distill", request(2)) is None
     assert again.roll == {0: "name a", 1: "id 1"}
     assert again.absent == {2: "nobody came"}
+    assert again.nodes == {0: 2**64 - 1, 1: 7}
     assert again.begun == kept.begun
 
 
 def test_a_mended_run_forgets_those_who_failed_until_the_roll_is_called(tmp_path):
     kept = KeptReplies(tmp_path)
-    kept.call({0: "name a", 1: "name b", 11: "name c"}, {})
+    kept.call({0: "name a", 1: "name b", 11: "name c"}, {}, {})
     for client in (0, 1, 11):
         kept.put(client, "train.distill", request(1), reply(0.5))
     kept.left_out(1)
@@ -66,15 +67,28 @@ def test_a_mended_run_forgets_those_who_failed_until_the_roll_is_called(tmp_path
         assert again.mended
         assert again.get(1, "train.distill", request(1)) is None
         assert again.get(11, "train.distill", request(1)) is not None
-    again.call({0: "name z", 11: "name c"}, {})
+    again.call({0: "name z", 11: "name c"}, {}, {})
     assert again.get(0, "train.distill", request(1)) is None  # it was a's
     assert again.get(11, "train.distill", request(1)) is not None
     assert not KeptReplies(tmp_path).mended
 
 
+@pytest.mark.parametrize("message_type", ["query.label", "query.evaluate"])
+def test_a_mended_run_forgets_failures_of_clients_that_it_did_not_leave_out(tmp_path, message_type):
+    kept = KeptReplies(tmp_path)
+    kept.put(1, message_type, request(1), reply(0.5))
+    kept.fail(2, message_type, request(2), "its disk is full")
+    assert KeptReplies(tmp_path).failure(2, message_type, request(2)) == "its disk is full"
+    for mended in (True, False):
+        again = KeptReplies(tmp_path, mended)
+        assert again.failure(2, message_type, request(2)) is None
+        assert again.get(1, message_type, request(1)) is not None
+        assert again.begun == kept.begun
+
+
 def test_files_that_a_power_cut_has_emptied_are_passed_over(tmp_path):
     kept = KeptReplies(tmp_path)
-    kept.call({0: "name a"}, {})
+    kept.call({0: "name a"}, {}, {})
     kept.put(0, "train.distill", request(1), reply(0.5))
     for path in tmp_path.iterdir():
         path.write_bytes(b"")

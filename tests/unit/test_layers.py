@@ -85,7 +85,6 @@ FLOORS = [
     [
         "fedistill.answers",
         "fedistill.comparison_files",
-        "fedistill.deployment",
         "fedistill.counts",
         "fedistill.device",
         "fedistill.distillers.base",
@@ -139,11 +138,13 @@ FLOORS = [
         "fedistill.baselines",
         "fedistill.worker",
         "fedistill.cotrain",
+        "fedistill.deployment",
         "fedistill.estimate",
         "fedistill.figures",
         "fedistill.sweep_record",
         "strategies.budget",
         "strategies.exchange",
+        "strategies.own_networks",
     ],
     [
         "fedistill.client",

@@ -61,6 +61,34 @@ def test_when_a_failed_run_is_repeated_others_take_the_places_of_those_who_are_g
     assert roll.refused == {}
 
 
+@pytest.mark.parametrize("pretender", [0, 99])
+@pytest.mark.parametrize("closed", [False, True])
+@pytest.mark.parametrize("said", [device(name="a"), device(0), device(0, name="a")])
+def test_nobody_takes_the_place_of_a_node_that_is_there(said, closed: bool, pretender: int):
+    known, nodes = {0: "name a", 1: "id 1"}, {0: 50, 1: 60}
+    found = {50: device(name="a"), 60: device(1), pretender: said}
+    roll = number(found, 3, known, closed, nodes)
+    assert roll.nodes == {0: 50, 1: 60}
+    assert re.search(
+        r"its (name a|id 0) is the place of another node \(50\)", roll.refused[pretender]
+    )
+
+
+def test_two_that_claim_one_number_are_told_apart_by_who_had_it():
+    found = {9: device(1), 60: device(1)}
+    assert number(found, 2, {1: "id 1"}, False, {1: 60}).nodes == {1: 60}
+
+
+def test_a_place_is_free_when_its_node_has_gone_or_calls_itself_otherwise():
+    for found in (
+        {70: device(name="a")},  # a SuperNode without a key has a new id whenever it starts
+        {50: device(name="b"), 70: device(name="a")},
+    ):
+        roll = number(found, 2, {0: "name a"}, False, {0: 50})
+        assert roll.nodes[0] == 70
+        assert roll.refused == {}
+
+
 def test_a_claim_goes_before_what_was_known():
     known = {0: "name a", 1: "name b"}
     roll = number({1: device(name="a"), 2: device(0)}, 2, known, closed=False)

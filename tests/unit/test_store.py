@@ -1,5 +1,6 @@
 """The artefact store: a whole artefact or none, and never the end of a run."""
 
+import errno
 import json
 import logging
 import os
@@ -237,6 +238,17 @@ def test_opening_makes_the_folder_and_its_path_absolute(
     assert opened.folder == tmp_path / "a" / "b"
     assert opened.folder.is_dir()
     assert Store(Path("a/b")).opened() == opened
+
+
+def test_a_store_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    Store(tmp_path).opened()
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(store, "TemporaryFile", full)
+    with pytest.raises(OutputError, match=r"cannot be written: .*No space left"):
+        Store(tmp_path).opened()
 
 
 @pytest.mark.parametrize("below", ["", "store"])
