@@ -72,9 +72,17 @@ class MixtureGuide:
         left_out = {own.ipc for own in [*sets, *fixed]} - {own.ipc for own in self._sets}
         if options.weight and left_out:
             _log.warning(
-                "the sets of IPC %s here have too few classes in common with the others to say "
-                "anything about each other: they are matched without guidance",
+                "the sets of IPC %s here have too few classes in common with the others: they are "
+                "matched without guidance",
                 sorted(left_out),
+            )
+        if options.weight and any(len(own.labels) > len(self._labels) for own in self._sets):
+            _log.warning(
+                "the sets of IPC %s here are compared on the classes that all of them hold, %d of "
+                "%d: images of the other classes are matched without guidance",
+                [own.ipc for own in self._sets],
+                len(self._labels),
+                max(len(own.labels) for own in self._sets),
             )
         rows = torch.tensor(self._labels, dtype=torch.int64)
         self._rows = rows.repeat_interleave(options.samples).to(reference.device)
@@ -170,17 +178,21 @@ class MixtureGuide:
 def comparable(sets: Sequence[Images]) -> tuple[list[Images], list[int]]:
     """Choose the sets that can be compared, and the classes that all of these hold.
 
-    A client may hold one class of a small set, and one class says nothing: sets with the fewest
-    classes are left out until two classes are common to the others.
+    A client may hold two classes of a small set and all of a large one. Sets with the fewest
+    classes are left out where two or more others then share more of them.
 
     Returns:
-        Sets in rising order with the classes that all of them hold, two or more; one set can
-        still be compared with real images. Nothing where none holds two.
+        Sets in rising order with the classes that all of them hold, two or more. Where no two sets
+        share two classes it is the set with the most, which can still be compared with real
+        images; nothing where that has fewer than two.
     """
-    chosen = sorted(sets, key=lambda own: own.ipc)
-    while chosen:
+    ranked = sorted(sets, key=lambda own: own.ipc)
+    found = []
+    for least in sorted({len(own.labels) for own in ranked}):
+        chosen = [own for own in ranked if len(own.labels) >= least]
         common = set.intersection(*(set(own.labels) for own in chosen))
-        if len(common) >= 2:
-            return chosen, sorted(common)
-        chosen.remove(min(chosen, key=lambda own: len(own.labels)))
-    return [], []
+        if len(chosen) >= 2 and len(common) >= 2:
+            found.append((chosen, sorted(common)))
+    if not found:  # of sets with as many classes the largest
+        found = [([own], own.labels) for own in reversed(ranked) if len(own.labels) >= 2]
+    return max(found, key=lambda group: len(group[1]), default=([], []))

@@ -19,7 +19,8 @@ Forms beside the paper's, to see what of it helps: `guidance: two_way`; `estimat
 contrast in place of MINE; `estimator: features`, no information at all: sets follow the mean
 features of larger ones (`losses/likeness.py`).
 
-A client that holds one class of a small set has nothing to tell apart: that set is matched alone.
+A client may hold so few classes of a small set that comparing it with the others would leave out
+most of theirs: it is matched alone, and the others guide each other (`guidance.comparable`).
 
 Published (ConvNet with 128 filters, hard labels, IPC 1 / 10 / 50): MNIST 95.8 / 98.6 / 99.2,
 CIFAR-10 52.5 / 70.9 / 75.2, CIFAR-100 31.3 / 47.4; alpha 1, beta 0.1, the one of nine cells that
