@@ -7,6 +7,9 @@ them is its *reference*:
     largest   the largest integrated set, which stays as it is
     public    a data set that the config names, with the same classes; all sets are trained
 
+What the clients made to be seen tile by tile is seen so here too, on both sides: their images stand
+for real ones as tiles, enlarged.
+
 Synthetic images say little by their hard labels (a student on DB-SRe2L's images of MNIST: 75 %
 where the teachers' answers bring it to 97 %, experiments/RESULTS.md). So networks are trained on
 the answers of random teachers to views of the reference, and with `targets: soft` the gradients
@@ -22,7 +25,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from fedistill import data, sources
+from fedistill import data, mosaic, sources
 from fedistill.condenser import Condenser, Images
 from fedistill.config import STRICT, Config, DataConfig
 from fedistill.errors import ConfigError, DataError
@@ -38,6 +41,8 @@ from fedistill.shares import Share
 
 Curves = dict[str, list[tuple[int, float]]]
 
+_AT_ONCE = 1000  # mosaics that are cut up in one go: what bounds the memory of that
+
 
 @dataclass(frozen=True, kw_only=True)
 class MIB(MatchingOptions, GuidanceOptions):
@@ -50,7 +55,8 @@ class MIB(MatchingOptions, GuidanceOptions):
         reference: `union`, `largest` or `public`.
         public: of `public`: a data set as `data.name` names them; its training split is used.
         targets: what gradients are taken of: `hard` labels, or `soft` answers of teachers.
-        tiles: as in the images that the clients made; 1: they are no mosaics.
+        tiles: a side of the images that the clients made, as students see them; 1: they are seen
+            whole. None: as the config says (`for_tiles`).
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
@@ -59,7 +65,7 @@ class MIB(MatchingOptions, GuidanceOptions):
     targets: Literal["hard", "soft"] = "hard"
     lr: float = 0.0003
     iterations: int = 200
-    tiles: int = 1
+    tiles: int | None = None  # type: ignore[assignment]  # filled in before the loop reads it
 
     def rules(self) -> list[Rule]:
         """See `MatchingOptions`."""
@@ -73,6 +79,10 @@ class MIB(MatchingOptions, GuidanceOptions):
                 "reference: public with the name of a data set, or neither",
             ),
         ]
+
+    def for_tiles(self, tiles: int) -> "MIB":
+        """Return it with the tiles that students see, if left out."""
+        return self if self.tiles is not None else replace(self, tiles=tiles)
 
     def check(self, config: Config, tiles: int, spec: DataSpec) -> None:
         """Refuse sets that cannot be trained together, and a public data set that does not fit.
@@ -100,7 +110,7 @@ class MIB(MatchingOptions, GuidanceOptions):
                 f"'{spec.class_names[0]}': mutual information between sets is information about "
                 "the class, and there is none; accepted: weight 0, or more classes"
             )
-        if self.tiles not in (1, tiles):
+        if self.tiles not in (None, 1, tiles):
             accepted = "1" if tiles == 1 else f"1 or {tiles}"
             raise ConfigError(
                 f"cotrain.tiles is {self.tiles}, and the images that the clients make have "
@@ -159,7 +169,7 @@ def cotrain(
     """Train the integrated sets again.
 
     Args:
-        options: see `MIB`.
+        options: see `MIB`; without `tiles` the images are no mosaics.
         sets: by IPC, in rising order, without soft labels.
         shares: what the clients sent, for `union`.
         teachers: by partition id, in eval mode.
@@ -170,6 +180,7 @@ def cotrain(
     Returns:
         The sets, and curves by name: the loss of each set's matching, the information between.
     """
+    options = options.for_tiles(1)
     spec = next(iter(sets.values())).spec
     reference = Reference(
         images=_reference(options, sets, shares, seed),
@@ -205,14 +216,26 @@ def _reference(
     if public is not None:
         return public
     if options.reference == "largest":
-        return sets[max(sets)].as_image_set()
+        return _as_seen(sets[max(sets)].as_image_set(), options.tiles)
     labels = [
         torch.repeat_interleave(torch.arange(len(share.counts)), torch.tensor(share.counts))
         for share in shares
     ]
-    return ImageSet(
+    sent = ImageSet(
         torch.cat([share.images for share in shares]), torch.cat(labels) % spec.num_classes
     )
+    return _as_seen(sent, options.tiles)
+
+
+def _as_seen(images: ImageSet, tiles: int | None) -> ImageSet:
+    """Return the tiles of mosaics, enlarged, with the labels of their images."""
+    if tiles in (None, 1):
+        return images
+    enlarged = [
+        mosaic.expand(part.float(), tiles).round().to(torch.uint8)
+        for part in images.images.split(_AT_ONCE)
+    ]
+    return ImageSet(torch.cat(enlarged), images.labels.repeat_interleave(tiles**2))
 
 
 def _images(options: MIB, ipc: int, synthetic: SyntheticSet, reference: Reference) -> Images:

@@ -7,8 +7,9 @@ import pytest
 import torch
 from fakes import CPU, Constant, tiny_config, tiny_images, tiny_set, tiny_spec, tiny_teacher
 
-from fedistill import config_file, data, planning
+from fedistill import config_file, data, mosaic, planning
 from fedistill import cotrain as module
+from fedistill.config import DataConfig
 from fedistill.cotrain import MIB, cotrain
 from fedistill.errors import ConfigError, ModelError
 from fedistill.images import ImageSet
@@ -61,13 +62,18 @@ def test_teachers_answer_for_the_networks_and_with_soft_targets_for_the_gradient
     assert seen == [6, 6 + 3 * (4 + 1 + 2)]
 
 
-def test_the_union_is_every_image_that_was_sent(monkeypatch: pytest.MonkeyPatch):
+SENT = tiny_images(3).images[:7]
+SHARES = (
+    Share(partition_id=0, images=SENT[:4], counts=(1, 1, 0, 0, 1, 1), seconds={}),
+    Share(partition_id=1, images=SENT[4:], counts=(0, 0, 1, 1, 1, 0), seconds={}),
+)
+LABELS = [0, 1, 1, 2, 2, 0, 1]
+
+
+@pytest.fixture
+def matched_to(monkeypatch: pytest.MonkeyPatch) -> list[ImageSet]:
+    """The references of the loops that run."""
     seen: list[ImageSet] = []
-    images = tiny_images(3).images[:7]
-    shares = (
-        Share(partition_id=0, images=images[:4], counts=(1, 1, 0, 0, 1, 1), seconds={}),
-        Share(partition_id=1, images=images[4:], counts=(0, 0, 1, 1, 1, 0), seconds={}),
-    )
 
     class Watched(module.Condenser):
         def __init__(self, options: Any, reference: Any, *rest: Any, **more: Any) -> None:
@@ -75,9 +81,61 @@ def test_the_union_is_every_image_that_was_sent(monkeypatch: pytest.MonkeyPatch)
             super().__init__(options, reference, *rest, **more)
 
     monkeypatch.setattr(module, "Condenser", Watched)
-    run(shares=shares, reference="union")
-    assert torch.equal(seen[0].images, images)
-    assert seen[0].labels.tolist() == [0, 1, 1, 2, 2, 0, 1]
+    return seen
+
+
+def test_the_union_is_every_image_that_was_sent(matched_to: list[ImageSet]):
+    run(shares=SHARES, reference="union")
+    assert torch.equal(matched_to[0].images, SENT)
+    assert matched_to[0].labels.tolist() == LABELS
+
+
+@pytest.mark.parametrize("at_once", [3, 1000])
+def test_tiles_of_mosaics_stand_for_real_images(
+    matched_to: list[ImageSet], monkeypatch: pytest.MonkeyPatch, at_once: int
+):
+    """As students see them: a mosaic as a whole is an image that no student is shown."""
+    monkeypatch.setattr(module, "_AT_ONCE", at_once)
+    run(shares=SHARES, reference="union", tiles=2)
+    run(tiles=2)
+    union, largest = matched_to
+    for found, mosaics, labels in (
+        (union, SENT, torch.tensor(LABELS)),
+        (largest, SETS[4].images, SETS[4].hard_labels),
+    ):
+        tiles = mosaic.expand(mosaics.float(), 2)
+        assert found.images.dtype == torch.uint8
+        assert (found.images.float() - tiles).abs().max() <= 0.5
+        assert torch.equal(found.labels, labels.repeat_interleave(4))
+
+
+def test_real_images_are_no_mosaics(matched_to: list[ImageSet]):
+    digits = data.load(DataConfig(name="digits", size=8), 0)
+    spec = replace(digits.spec, name="tiny")
+    sets = {1: tiny_set(1, spec=spec)}
+    options = MIB(**QUICK | {"reference": "public", "public": "digits", "tiles": 2})
+    cotrain(options, sets, (), {0: Constant([0.0] * 10)}, seed=0, device=CPU)
+    assert torch.equal(matched_to[0].images, digits.train.images)
+
+
+@pytest.mark.parametrize(
+    ("sections", "tiles"),
+    [
+        ({"distill": {"name": "sre2l"}}, 1),
+        ({"distill": {"name": "mibdc"}}, 2),
+        ({"distill": {"name": "dream", "tiles": 4}}, 4),
+        ({"distill": {"name": "dream"}, "relabel": {"tiles": 1}}, 1),  # students see them whole
+        ({"distill": {"name": "mibdc"}, "cotrain": {"tiles": 1}}, 1),
+    ],
+)
+def test_tiles_left_out_are_those_that_students_see(sections: dict[str, Any], tiles: int):
+    tree = {"distill": {"ipc": [1, 2]}, "cotrain": {"width": 4}}
+    for key, section in sections.items():
+        tree[key] = {**tree.get(key, {}), **section}
+    config = config_file.from_dict(tree)
+    assert config.cotrain is not None
+    assert config.cotrain.options["tiles"] == tiles
+    assert config_file.loads(config_file.dump(config)) == config
 
 
 def test_a_public_set_moves_all_sizes():
