@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from fedistill import data, mosaic, sources
 from fedistill.condenser import Condenser, Images
-from fedistill.config import STRICT, Config, DataConfig
+from fedistill.config import DEVICES, STRICT, Config, DataConfig
 from fedistill.errors import ConfigError, DataError
 from fedistill.guidance import GuidanceOptions, MixtureGuide
 from fedistill.images import DataSpec, ImageSet
@@ -104,12 +104,7 @@ class MIB(MatchingOptions, GuidanceOptions):
                 "largest set is what the others are trained on, and there are no others; accepted: "
                 "two or more sizes, or reference: public with a data set in `public`"
             )
-        if spec.num_classes < 2 and self.weight:
-            raise ConfigError(
-                f"cotrain.weight is {self.weight:g}, and {spec.name} has one class, "
-                f"'{spec.class_names[0]}': mutual information between sets is information about "
-                "the class, and there is none; accepted: weight 0, or more classes"
-            )
+        self.check_classes(spec, "cotrain")
         if self.tiles not in (None, 1, tiles):
             accepted = "1" if tiles == 1 else f"1 or {tiles}"
             raise ConfigError(
@@ -131,6 +126,11 @@ class MIB(MatchingOptions, GuidanceOptions):
         """
         if self.public is None:
             return None
+        if self.public == DEVICES:
+            raise ConfigError(
+                f"cotrain.public is {DEVICES}, and what the devices have is not public; accepted: "
+                "a data set, as data.name names one"
+            )
         try:
             loaded = data.load(DataConfig(name=self.public, size=spec.size), seed)
         except DataError as error:
@@ -138,8 +138,8 @@ class MIB(MatchingOptions, GuidanceOptions):
         found = loaded.spec
         if found.class_names != spec.class_names or found.channels != spec.channels:
             raise ConfigError(
-                f"cotrain.public is {self.public}, which has {_kind(found)}; "
-                f"accepted: {_kind(spec)}"
+                f"cotrain.public is {self.public}, which has {_kind(found, spec)}; "
+                f"accepted: {_kind(spec, found)}"
             )
         missing = [
             name
@@ -248,7 +248,7 @@ def _same_data(first: str, second: str) -> bool:
     folders = [sources.local_folder(name) for name in (first, second)]
     if None not in folders:
         return folders[0] == folders[1]
-    return first == second
+    return sources.HUB_NAMES.get(first, first) == sources.HUB_NAMES.get(second, second)
 
 
 class _Teachers:
@@ -269,6 +269,8 @@ def _answer(teacher: nn.Module, views: Tensor) -> Tensor:
     return logits.float().softmax(1)
 
 
-def _kind(spec: DataSpec) -> str:
-    names = ", ".join(spec.class_names[:3])
-    return f"{spec.num_classes} classes ({names}, ...) in {spec.channels} channel(s)"
+def _kind(spec: DataSpec, other: DataSpec) -> str:
+    """Describe images, with the first class that has another name than in other ones."""
+    pairs = enumerate(zip(spec.class_names, other.class_names, strict=False))
+    name = next((f" (number {n} is '{own}')" for n, (own, their) in pairs if own != their), "")
+    return f"{spec.num_classes} classes{name} in {spec.channels} channel(s)"

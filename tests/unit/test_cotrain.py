@@ -176,6 +176,10 @@ def test_a_public_set_moves_all_sizes():
         ),
         ({"distill": {"ipc": [1, 2]}, "cotrain": {"depth": 9}}, "cotrain.depth"),
         (
+            {"distill": {"ipc": [1]}, "cotrain": {"reference": "public", "public": "devices"}},
+            "cotrain.public is devices, and what the devices have is not public",
+        ),
+        (
             {"distill": {"ipc": [1]}, "cotrain": {"reference": "public", "public": "/nowhere"}},
             "cotrain.public, read as a data.name: .*'/nowhere'",
         ),
@@ -186,13 +190,53 @@ def test_what_cannot_be_trained_together_is_refused(sections: dict[str, Any], sa
         planning.check(tiny_config(**sections), SPEC)
 
 
+def test_public_images_of_other_classes_are_told_by_the_first_that_differs():
+    digits = data.load(tiny_config().data, 0).spec
+    names = (*digits.class_names[:5], "six", *digits.class_names[6:])
+    options = MIB(reference="public", public="digits")
+    with pytest.raises(ConfigError, match=r"number 5 is '5'\).*accepted: .*number 5 is 'six'\)"):
+        options.public_images(replace(digits, class_names=names), 0)
+    with pytest.raises(ConfigError, match=r"10 classes in 1 channel.*accepted: 10 classes in 3"):
+        options.public_images(replace(digits, channels=3), 0)
+
+
+@pytest.mark.parametrize("name", ["mnist", "ylecun/mnist"])
+def test_the_data_of_the_clients_are_no_public_ones_by_any_name(
+    name: str, monkeypatch: pytest.MonkeyPatch
+):
+    loaded = data.load(tiny_config().data, 0)
+    monkeypatch.setattr(data, "load", lambda config, seed: loaded)
+    options = MIB(reference="public", public=name)
+    for own, refused in (("mnist", True), ("ylecun/mnist", True), ("digits", False)):
+        config = tiny_config(data={"name": own, "fraction": 1.0})
+        if refused:
+            with pytest.raises(ConfigError, match="which is the data of the clients"):
+                options.check(config, 1, loaded.spec)
+        else:
+            options.check(config, 1, loaded.spec)
+
+
 def test_one_class_has_nothing_to_tell():
     one = tiny_spec(num_classes=1)
     with pytest.raises(ConfigError, match="one class, 'class 0'"):
         planning.check(tiny_config(distill={"ipc": [1, 2]}, cotrain="mib"), one)
-    tree = {"distill": {"name": "mibdc", "ipc": [1, 2]}, "model": {"depth": 2}}
-    with pytest.raises(ConfigError, match=r"distill\.name is mibdc"):
-        planning.check(config_file.from_dict(tree), one)
+    for section, options in (
+        ("distill", {"name": "mibdc", "depth": 2}),
+        ("cotrain", {"depth": 2}),
+    ):
+        for more, refused in (
+            ({}, True),
+            ({"weight": 0}, False),
+            ({"estimator": "features"}, False),
+        ):
+            tree: dict[str, Any] = {"distill": {"ipc": [1, 2]}, "model": {"depth": 2}}
+            tree[section] = {**tree.get(section, {}), **options, **more}
+            config = config_file.from_dict(tree)
+            if refused:
+                with pytest.raises(ConfigError, match=rf"{section}\.weight is 0.1.*one class"):
+                    planning.check(config, one)
+            else:
+                planning.check(config, one)
 
 
 def test_sizes_of_mibdc_must_rise():

@@ -88,6 +88,21 @@ def test_sets_of_few_classes_are_left_out_where_others_gain_by_it(
     assert common == list(classes)
 
 
+def test_sets_that_follow_features_may_share_a_single_class():
+    part = MIBDC(**QUICK, warmup=0.0, estimator="features")
+    found = part.distill_sizes([task([0, 1, 0], ipc=1), task([2, 2, 2], ipc=5)])
+    assert "likeness/1-5" in found[0].curves
+
+
+def test_many_sizes_leave_no_more_curves_than_a_share_has_room_for():
+    sizes = range(1, 15)
+    found = of(MIBDC(**{**QUICK, "iterations": 1}, warmup=0.0, guidance="two_way"), *sizes)
+    names = set(found[0].curves)
+    assert {f"matching/ipc-{ipc}" for ipc in sizes} <= names
+    assert {"information/real-1", "information/1-class", "information/1-14"} <= names
+    assert len(names) == len(sizes) + 50
+
+
 def test_it_is_said_which_classes_have_no_guidance(caplog: pytest.LogCaptureFixture):
     MIBDC(**QUICK).distill_sizes([task([1, 1, 0], ipc=1), task([2, 2, 2], ipc=5)])
     assert (
