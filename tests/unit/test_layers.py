@@ -26,6 +26,7 @@ FLOORS = [
         "fedistill.published",
         "fedistill.rules",
         "fedistill.seeding",
+        "fedistill.warned",
         "fedistill.whitening",
     ],
     ["fedistill.config_clients", "fedistill.config_data", "fedistill.config_sweep"],
