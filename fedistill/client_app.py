@@ -8,10 +8,8 @@ A handler answers on every path: one that does not would leave the server waitin
 SuperNode for good. So mistakes travel back as an error (`error_replies.py`).
 """
 
-import logging
 import platform
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
 
@@ -20,7 +18,7 @@ import torch
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from fedistill import config_file, data, wire, wire_evaluate, wire_fedavg, wire_labels
+from fedistill import config_file, data, warned, wire, wire_evaluate, wire_fedavg, wire_labels
 from fedistill.answers import Sheet
 from fedistill.client import examine, label, make_share, train_from
 from fedistill.config import Config
@@ -92,7 +90,8 @@ def distill(message: Message, context: Context) -> Message:
     if at_home:
         _require_store(store)
     shard = device.images(config, request.spec, client).shard
-    with _collected_warnings() as warnings:
+    # The log of a client is not where the user looks: what it warns of travels with the share.
+    with warned.collected(alone=True) as warnings:
         share = make_share(
             config,
             request.spec,
@@ -108,7 +107,7 @@ def distill(message: Message, context: Context) -> Message:
         )
     if not device.trusted:
         warnings = [device.without_folders(text) for text in warnings]
-    share = replace(share, warnings=tuple(dict.fromkeys(warnings)))
+    share = replace(share, warnings=tuple(warnings))
     if at_home:
         share = replace(share, teachers=())
     return Message(wire.encode_share(share), reply_to=message)
@@ -169,20 +168,6 @@ def train(message: Message, context: Context) -> Message:
         device=device.place(),
     )
     return Message(wire_fedavg.encode_update(weights, len(shard), loss), reply_to=message)
-
-
-@contextmanager
-def _collected_warnings() -> Iterator[list[str]]:
-    """Collect what our modules warn of: a client's own log is not where the user looks."""
-    found: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("fedistill")
-    before, logger.handlers = logger.handlers, [handler]
-    try:
-        yield found
-    finally:
-        logger.handlers = before
 
 
 def machine() -> dict[str, str]:

@@ -17,7 +17,8 @@ of a run of its own, to the bit.
 
 Memory does not grow with IPC: at most `batch_synthetic` random views of a class are matched in a
 step, at most `chunk` of them are in the network with a graph at once, and only one class of one set
-at a time. All of it is float32: a gradient of gradients needs its digits.
+at a time. Extra terms are given up to `batch_synthetic` views in one graph: what they say of many
+is not what they say of a few. All of it is float32: a gradient of gradients needs its digits.
 
 Departures from both codes:
 - all classes descend in one step after a round of all of them. Theirs steps after each class with
@@ -134,6 +135,10 @@ class Images:
         chosen = torch.randperm(count, generator=self._choices)[:most]
         return mosaic.expand_some(leaves, tiles, chosen)
 
+    def seen(self, views: Tensor, leaves: Tensor) -> float:
+        """Return which share of the views of some images these are."""
+        return len(views) / (len(leaves) * self._options.tiles**2)
+
     def add_gradient(self, gradient: Tensor, start: int = 0) -> None:
         """Add to the gradient of the images from one on, [B, C, H, W]."""
         assert self.pixels.grad is not None
@@ -147,7 +152,8 @@ class Condenser:
         options: of the loop.
         reference: what the sets are matched to.
         sets: are optimised in place.
-        terms: extra ones with their weights; they see the views of one class as they are.
+        terms: extra ones with their weights; they see views of one class as they are, and move an
+            image as far as the matching does where as many of its views are shown.
         guide: moves the images too.
     """
 
@@ -303,8 +309,9 @@ class Condenser:
                 chunk=self.options.chunk,
             )
             (gradient,) = torch.autograd.grad(views, leaves, slope)
-            seen = len(views) / (len(leaves) * self.options.tiles**2)
-            own.add_gradient(seen * own.counts[label] * gradient, own.of(label).start)
+            own.add_gradient(
+                own.seen(views, leaves) * own.counts[label] * gradient, own.of(label).start
+            )
             loss = loss + part
         return loss
 
@@ -318,7 +325,9 @@ class Condenser:
             values = [weight * term(views, labels) for weight, term in self._terms]
             found = torch.stack(values).sum()
             (gradient,) = torch.autograd.grad(found, leaves)
-            own.add_gradient(own.counts[label] * gradient, own.of(label).start)
+            own.add_gradient(
+                own.seen(views, leaves) * own.counts[label] * gradient, own.of(label).start
+            )
             total = total + found.detach()
         return total
 

@@ -215,6 +215,10 @@ def _fill_in(config: Config) -> Config:
     distill = dataclasses.replace(distill, options=dataclasses.asdict(distiller))
     # A user who wants no tiles sees a mosaic as any other image.
     tiles = 1 if config.relabel.tiles == 1 else distiller.mosaic_tiles
+    cotrain = config.cotrain
+    if cotrain is not None:
+        part = registry.build("cotrain", cotrain.name, cotrain.options).for_tiles(tiles)
+        cotrain = dataclasses.replace(cotrain, options=dataclasses.asdict(part))
     views = protocols.view_keys(config.student.protocol, tiles)
     if (config.relabel.tiles or 1) > 1:  # who asks for tiles wants to see some
         views["tile_share"] = views["tile_share"] or protocols.TILE_SHARE
@@ -227,6 +231,7 @@ def _fill_in(config: Config) -> Config:
         student=student,
         relabel=dataclasses.replace(config.relabel, **_missing(config.relabel, views | labels)),
         distill=distill,
+        cotrain=cotrain,
         fedavg=fedavg,
     )
 

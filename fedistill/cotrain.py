@@ -7,6 +7,9 @@ them is its *reference*:
     largest   the largest integrated set, which stays as it is
     public    a data set that the config names, with the same classes; all sets are trained
 
+What the clients made to be seen tile by tile is seen so here too, on both sides: their images stand
+for real ones as tiles, enlarged.
+
 Synthetic images say little by their hard labels (a student on DB-SRe2L's images of MNIST: 75 %
 where the teachers' answers bring it to 97 %, experiments/RESULTS.md). So networks are trained on
 the answers of random teachers to views of the reference, and with `targets: soft` the gradients
@@ -22,10 +25,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from fedistill import data, sources
+from fedistill import data, mosaic, sources
 from fedistill.answers import NOT_FINITE, LeftOut, warn_of
 from fedistill.condenser import Condenser, Images
-from fedistill.config import STRICT, Config, DataConfig
+from fedistill.config import DEVICES, STRICT, Config, DataConfig
 from fedistill.errors import ClientsFailed, ConfigError, DataError
 from fedistill.guidance import GuidanceOptions, MixtureGuide
 from fedistill.images import DataSpec, ImageSet
@@ -39,6 +42,8 @@ from fedistill.shares import Share
 
 Curves = dict[str, list[tuple[int, float]]]
 
+_AT_ONCE = 1000  # mosaics that are cut up in one go: what bounds the memory of that
+
 
 @dataclass(frozen=True, kw_only=True)
 class MIB(MatchingOptions, GuidanceOptions):
@@ -51,7 +56,8 @@ class MIB(MatchingOptions, GuidanceOptions):
         reference: `union`, `largest` or `public`.
         public: of `public`: a data set as `data.name` names them; its training split is used.
         targets: what gradients are taken of: `hard` labels, or `soft` answers of teachers.
-        tiles: as in the images that the clients made; 1: they are no mosaics.
+        tiles: a side of the images that the clients made, as students see them; 1: they are seen
+            whole. None: as the config says (`for_tiles`).
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
@@ -60,7 +66,7 @@ class MIB(MatchingOptions, GuidanceOptions):
     targets: Literal["hard", "soft"] = "hard"
     lr: float = 0.0003
     iterations: int = 200
-    tiles: int = 1
+    tiles: int | None = None  # type: ignore[assignment]  # filled in before the loop reads it
 
     def rules(self) -> list[Rule]:
         """See `MatchingOptions`."""
@@ -74,6 +80,10 @@ class MIB(MatchingOptions, GuidanceOptions):
                 "reference: public with the name of a data set, or neither",
             ),
         ]
+
+    def for_tiles(self, tiles: int) -> "MIB":
+        """Return it with the tiles that students see, if left out."""
+        return self if self.tiles is not None else replace(self, tiles=tiles)
 
     def check(self, config: Config, tiles: int, spec: DataSpec) -> None:
         """Refuse sets that cannot be trained together, and a public data set that does not fit.
@@ -95,13 +105,8 @@ class MIB(MatchingOptions, GuidanceOptions):
                 "largest set is what the others are trained on, and there are no others; accepted: "
                 "two or more sizes, or reference: public with a data set in `public`"
             )
-        if spec.num_classes < 2 and self.weight:
-            raise ConfigError(
-                f"cotrain.weight is {self.weight:g}, and {spec.name} has one class, "
-                f"'{spec.class_names[0]}': mutual information between sets is information about "
-                "the class, and there is none; accepted: weight 0, or more classes"
-            )
-        if self.tiles not in (1, tiles):
+        self.check_classes(spec, "cotrain")
+        if self.tiles not in (None, 1, tiles):
             accepted = "1" if tiles == 1 else f"1 or {tiles}"
             raise ConfigError(
                 f"cotrain.tiles is {self.tiles}, and the images that the clients make have "
@@ -122,6 +127,11 @@ class MIB(MatchingOptions, GuidanceOptions):
         """
         if self.public is None:
             return None
+        if self.public == DEVICES:
+            raise ConfigError(
+                f"cotrain.public is {DEVICES}, and what the devices have is not public; accepted: "
+                "a data set, as data.name names one"
+            )
         try:
             loaded = data.load(DataConfig(name=self.public, size=spec.size), seed)
         except DataError as error:
@@ -129,8 +139,8 @@ class MIB(MatchingOptions, GuidanceOptions):
         found = loaded.spec
         if found.class_names != spec.class_names or found.channels != spec.channels:
             raise ConfigError(
-                f"cotrain.public is {self.public}, which has {_kind(found)}; "
-                f"accepted: {_kind(spec)}"
+                f"cotrain.public is {self.public}, which has {_kind(found, spec)}; "
+                f"accepted: {_kind(spec, found)}"
             )
         missing = [
             name
@@ -161,7 +171,7 @@ def cotrain(
     """Train the integrated sets again.
 
     Args:
-        options: see `MIB`.
+        options: see `MIB`; without `tiles` the images are no mosaics.
         sets: by IPC, in rising order, without soft labels.
         shares: what the clients sent, for `union`.
         teachers: by partition id, in eval mode.
@@ -176,6 +186,7 @@ def cotrain(
     Raises:
         ClientsFailed: no teacher answers with finite numbers.
     """
+    options = options.for_tiles(1)
     spec = next(iter(sets.values())).spec
     reference = Reference(
         images=_reference(options, sets, shares, seed),
@@ -211,14 +222,26 @@ def _reference(
     if public is not None:
         return public
     if options.reference == "largest":
-        return sets[max(sets)].as_image_set()
+        return _as_seen(sets[max(sets)].as_image_set(), options.tiles)
     labels = [
         torch.repeat_interleave(torch.arange(len(share.counts)), torch.tensor(share.counts))
         for share in shares
     ]
-    return ImageSet(
+    sent = ImageSet(
         torch.cat([share.images for share in shares]), torch.cat(labels) % spec.num_classes
     )
+    return _as_seen(sent, options.tiles)
+
+
+def _as_seen(images: ImageSet, tiles: int | None) -> ImageSet:
+    """Return the tiles of mosaics, enlarged, with the labels of their images."""
+    if tiles in (None, 1):
+        return images
+    enlarged = [
+        mosaic.expand(part.float(), tiles).round().to(torch.uint8)
+        for part in images.images.split(_AT_ONCE)
+    ]
+    return ImageSet(torch.cat(enlarged), images.labels.repeat_interleave(tiles**2))
 
 
 def _images(options: MIB, ipc: int, synthetic: SyntheticSet, reference: Reference) -> Images:
@@ -231,7 +254,7 @@ def _same_data(first: str, second: str) -> bool:
     folders = [sources.local_folder(name) for name in (first, second)]
     if None not in folders:
         return folders[0] == folders[1]
-    return first == second
+    return sources.HUB_NAMES.get(first, first) == sources.HUB_NAMES.get(second, second)
 
 
 class _Teachers:
@@ -264,6 +287,8 @@ class _Teachers:
         return self()(views)
 
 
-def _kind(spec: DataSpec) -> str:
-    names = ", ".join(spec.class_names[:3])
-    return f"{spec.num_classes} classes ({names}, ...) in {spec.channels} channel(s)"
+def _kind(spec: DataSpec, other: DataSpec) -> str:
+    """Describe images, with the first class that has another name than in other ones."""
+    pairs = enumerate(zip(spec.class_names, other.class_names, strict=False))
+    name = next((f" (number {n} is '{own}')" for n, (own, their) in pairs if own != their), "")
+    return f"{spec.num_classes} classes{name} in {spec.channels} channel(s)"

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from fedistill import mosaic
 from fedistill.condenser import Images
 from fedistill.distillers.base import Trace
+from fedistill.errors import ConfigError
+from fedistill.images import DataSpec
 from fedistill.losses.bottleneck import Mixture, MixtureOptions
 from fedistill.losses.likeness import Likeness
 from fedistill.matching_options import MatchingOptions
@@ -18,6 +21,7 @@ from fedistill.reference import RealBatches, Reference
 from fedistill.rules import Rule, at_least, below_one
 
 _AVERAGE = 0.05  # how fast the mean loss of the matching is followed
+_CURVES = 50  # most that are kept of the estimates: nine sizes, of which a figure can show few
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +32,8 @@ class GuidanceOptions(MixtureOptions):
 
     Attributes:
         weight: of each set's L_mix, in units of the running mean of its matching loss; 0: none.
-        samples: views of each class and set in every estimate.
+        samples: views of each class and set in every estimate; with `mine` two or more, as
+            strangers of a class's only row are never of its class, and the bound has no end.
         warmup: share of the steps before it begins.
     """
 
@@ -41,9 +46,32 @@ class GuidanceOptions(MixtureOptions):
         return [
             *super().rules(),
             at_least(self, 0, "weight"),
-            at_least(self, 1, "samples"),
+            at_least(self, 2 if self.estimator == "mine" else 1, "samples"),
             below_one(self, "warmup"),
         ]
+
+    @property
+    def least_classes(self) -> int:
+        """Classes that sets must share to be compared: information tells one from another."""
+        return 1 if self.estimator == "features" else 2
+
+    def check_classes(self, spec: DataSpec, section: str) -> None:
+        """Refuse data whose classes are too few for guidance.
+
+        Args:
+            spec: of the data set.
+            section: of the config that the options are in.
+
+        Raises:
+            ConfigError: what is accepted.
+        """
+        if self.weight and spec.num_classes < self.least_classes:
+            raise ConfigError(
+                f"{section}.weight is {self.weight:g}, and {spec.name} has one class, "
+                f"'{spec.class_names[0]}': mutual information between sets is information about "
+                "the class, and there is none; accepted: weight 0, estimator: features, or more "
+                "classes"
+            )
 
 
 class MixtureGuide:
@@ -68,13 +96,21 @@ class MixtureGuide:
         self._options = options
         self._matching = matching
         self._moved = {own.ipc: place for place, own in enumerate(sets)}
-        self._sets, self._labels = comparable([*sets, *fixed])
+        self._sets, self._labels = comparable([*sets, *fixed], options.least_classes)
         left_out = {own.ipc for own in [*sets, *fixed]} - {own.ipc for own in self._sets}
         if options.weight and left_out:
             _log.warning(
-                "the sets of IPC %s here have too few classes in common with the others to say "
-                "anything about each other: they are matched without guidance",
+                "the sets of IPC %s here have too few classes in common with the others: they are "
+                "matched without guidance",
                 sorted(left_out),
+            )
+        if options.weight and any(len(own.labels) > len(self._labels) for own in self._sets):
+            _log.warning(
+                "the sets of IPC %s here are compared on the classes that all of them hold, %d of "
+                "%d: images of the other classes are matched without guidance",
+                [own.ipc for own in self._sets],
+                len(self._labels),
+                max(len(own.labels) for own in self._sets),
             )
         rows = torch.tensor(self._labels, dtype=torch.int64)
         self._rows = rows.repeat_interleave(options.samples).to(reference.device)
@@ -92,7 +128,10 @@ class MixtureGuide:
 
     @property
     def curves(self) -> dict[str, list[tuple[int, float]]]:
-        """What was estimated over the steps: `information/real-10` in nats, or `likeness/1-10`."""
+        """What was estimated over the steps: `information/real-10` in nats, or `likeness/1-10`.
+
+        Of the estimates of many sizes those of the smallest.
+        """
         return self._trace.curves
 
     def restart(self) -> None:
@@ -133,7 +172,7 @@ class MixtureGuide:
                 unit = self._mean_losses[self._moved[own.ipc]]
                 seen = (options.samples / (own.per_image * self._matching.tiles**2)).clamp(max=1)
                 own.add_gradient(-options.weight * unit * seen * own.per_image * slope)
-        found = self._rewards.estimates.items()
+        found = islice(self._rewards.estimates.items(), _CURVES)
         self._trace.note(step, {f"{self._rewards.kind}/{name}": it for name, it in found})
 
     def _views(self, own: Images, pixels: Tensor) -> Tensor:
@@ -167,20 +206,28 @@ class MixtureGuide:
         return torch.cat(found)
 
 
-def comparable(sets: Sequence[Images]) -> tuple[list[Images], list[int]]:
+def comparable(sets: Sequence[Images], classes: int = 2) -> tuple[list[Images], list[int]]:
     """Choose the sets that can be compared, and the classes that all of these hold.
 
-    A client may hold one class of a small set, and one class says nothing: sets with the fewest
-    classes are left out until two classes are common to the others.
+    A client may hold two classes of a small set and all of a large one. Sets with the fewest
+    classes are left out where two or more others then share more of them.
+
+    Args:
+        sets: in any order.
+        classes: the fewest that sets must share to be compared.
 
     Returns:
-        Sets in rising order with the classes that all of them hold, two or more; one set can
-        still be compared with real images. Nothing where none holds two.
+        Sets in rising order with the classes that all of them hold. Where no two sets share enough
+        it is the set with the most, which can still be compared with real images; nothing where
+        that has too few.
     """
-    chosen = sorted(sets, key=lambda own: own.ipc)
-    while chosen:
+    ranked = sorted(sets, key=lambda own: own.ipc)
+    found = []
+    for least in sorted({len(own.labels) for own in ranked}):
+        chosen = [own for own in ranked if len(own.labels) >= least]
         common = set.intersection(*(set(own.labels) for own in chosen))
-        if len(common) >= 2:
-            return chosen, sorted(common)
-        chosen.remove(min(chosen, key=lambda own: len(own.labels)))
-    return [], []
+        if len(chosen) >= 2 and len(common) >= classes:
+            found.append((chosen, sorted(common)))
+    if not found:  # of sets with as many classes the largest
+        found = [([own], own.labels) for own in reversed(ranked) if len(own.labels) >= classes]
+    return max(found, key=lambda group: len(group[1]), default=([], []))

@@ -31,7 +31,8 @@ class MatchingOptions:
         choice: `clusters` takes the real images nearest the centres of as many clusters of their
             features (DREAM), `random` takes random ones (IDC).
         interval: steps after which clusters are found again.
-        candidates: random images of a class among which clusters are found; None: all of them.
+        candidates: random images of a class among which clusters are found, at least as many as
+            there are to be clusters; None: all of them.
         augmentation: operations that each step composes, one draw for a class.
         width: filters of the networks.
         depth: blocks of the networks; None: by image size.
@@ -39,7 +40,7 @@ class MatchingOptions:
         network_images: real images that a network is trained on after each step.
         network_batch_size: in batches of this size.
         network_mix: probability of CutMix for such a batch.
-        chunk: most views that have a graph at once.
+        chunk: most views that have a graph at once, but for those that extra terms are given.
     """
 
     iterations: int = 1000
@@ -80,6 +81,14 @@ class MatchingOptions:
             below_one(self, "momentum"),
             share(self, "network_mix"),
             augmentation.accepted(self.augmentation),
+            (
+                self.candidates is None
+                or self.choice == "random"
+                or self.candidates > self.batch_real,
+                f"candidates is {self.candidates} and batch_real is {self.batch_real}: every "
+                "candidate would be chosen; accepted: more candidates than batch_real, or choice: "
+                "random",
+            ),
         ]  # fmt: skip
 
     @property

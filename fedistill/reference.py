@@ -90,7 +90,8 @@ class RealBatches:
 
     def clustered(self, network: nn.Module, label: int, count: int) -> Tensor:
         """Return up to `count` images of a class that stand for it: indices, int64 [B]."""
-        among = self.shuffled(label)[: self._options.candidates]
+        most = self._options.candidates
+        among = self.shuffled(label)[: None if most is None else max(count, most)]
         if count >= len(among):
             return among
         reference = self._reference

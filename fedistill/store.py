@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -24,6 +25,7 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
+from fedistill import warned
 from fedistill.errors import OutputError
 
 VARIABLE = "FEDISTILL_STORE"
@@ -42,6 +44,9 @@ _SOURCES: Mapping[str, tuple[str, ...]] = {
     "student": (*_TRAINING, "losses/soft_labels", "sets", "student"),
     "whitening": ("whitening",),
 }
+
+# Networks are of the one; clusters and coresets of the other.
+_LIBRARIES = ("torchvision", "scikit-learn")
 
 _log = logging.getLogger(__name__)
 
@@ -108,15 +113,19 @@ class Store:
     def recall(self, stage: str, key: Mapping[str, Any], make: Callable[[], Artefact]) -> Artefact:
         """Return what is kept under a key; else make it and keep it.
 
-        The note `seconds` says how long it took to make, whenever that was.
+        The note `seconds` says how long it took to make, whenever that was, and `warnings` what
+        was warned of meanwhile: whoever reads the artefact is warned of that too.
         """
         kept = self.get(stage, key)
         if kept is not None:
+            for text in kept.notes["warnings"]:
+                _log.warning("%s", text)
             return kept
         started = time.perf_counter()
-        made = make()
+        with warned.collected() as warnings:
+            made = make()
         seconds = time.perf_counter() - started
-        made = replace(made, notes={**made.notes, "seconds": seconds})
+        made = replace(made, notes={**made.notes, "seconds": seconds, "warnings": warnings})
         self.put(stage, key, made)
         return made
 
@@ -169,7 +178,8 @@ class Store:
     def _path(self, stage: str, key: Mapping[str, Any]) -> Path | None:
         if self.folder is None:
             return None
-        text = json.dumps([_code(stage), torch.__version__, stage, key], sort_keys=True)
+        versions = [torch.__version__, *_versions()]
+        text = json.dumps([_code(stage), versions, stage, key], sort_keys=True)
         return self.folder / f"{stage}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.safetensors"
 
 
@@ -183,6 +193,19 @@ def _code(stage: str) -> str:
             found.update(path.relative_to(package).as_posix().encode() + b"\0")
             found.update(path.read_bytes())
     return found.hexdigest()
+
+
+@cache
+def _versions() -> list[str]:
+    """Return the versions of libraries beside torch on which artefacts depend.
+
+    Read from what is installed, since importing them takes seconds.
+    """
+    found = []
+    for name in _LIBRARIES:
+        with suppress(PackageNotFoundError):  # not every stage needs all of them
+            found.append(f"{name} {version(name)}")
+    return found
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

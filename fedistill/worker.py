@@ -151,8 +151,10 @@ class Worker:
         self, rows: Sequence["Row"], attempt: int, teacher_states: Sequence[State]
     ) -> dict[str, Any]:
         """Return what decides the images of some rows of counts."""
-        counts = [list(row.counts) for row in rows]
-        return self.batch_key({"counts": counts}, rows, attempt, teacher_states)
+        parts: dict[str, Any] = {"counts": [list(row.counts) for row in rows]}
+        if distiller_of(self.config).depends_on_ipc:
+            parts["ipc"] = [row.ipc for row in rows]
+        return self.batch_key(parts, rows, attempt, teacher_states)
 
     def batch_key(
         self,

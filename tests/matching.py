@@ -26,10 +26,12 @@ def reference(images: ImageSet = SHARD, spec: DataSpec = SPEC, **changes: Any) -
     )
 
 
-def images_of(counts: Sequence[int], options: MatchingOptions = OPTIONS) -> Images:
+def images_of(
+    counts: Sequence[int], options: MatchingOptions = OPTIONS, ipc: int | None = None
+) -> Images:
     start = torch.randn(sum(counts), 1, 8, 8, generator=torch.Generator().manual_seed(1))
     SPEC.clamp_(start)
-    return Images(start, counts, max(counts), options, reference())
+    return Images(start, counts, ipc or max(counts), options, reference())
 
 
 def task(counts: Sequence[int], **changes: Any) -> Task:

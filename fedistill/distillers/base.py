@@ -33,8 +33,9 @@ class Task:
             they differ from those already made.
         made: images of each class that earlier requests got; empty: none. A method that chooses
             real images goes on behind them.
-        ipc: of the set that the images are for, the largest where small ones are cut out of it;
-            for names.
+        ipc: of the set that the images are for, the largest where small ones are cut out of it.
+            Curves are named by it; images may depend on it where the method says so
+            (`Distiller.depends_on_ipc`).
         device: where to work.
         dtype: convolutions may run in this type where the maths allows it.
         regularizers: extra loss terms with their weights.
@@ -152,6 +153,11 @@ class Distiller(ABC):
         In a run of several IPC every set then has images of its own; else the small ones are cut
         out of the largest.
         """
+        return False
+
+    @property
+    def depends_on_ipc(self) -> bool:
+        """Whether `Task.ipc` changes what is made, beside the number of images that are wanted."""
         return False
 
     @property

@@ -37,6 +37,11 @@ class Condensation(MatchingOptions, Distiller):
         return True
 
     @property
+    def depends_on_ipc(self) -> bool:
+        """Views of a set are drawn by its name, and its curves have it."""
+        return True
+
+    @property
     def uses_real_images(self) -> bool:
         """Only a start from real images shows any."""
         return self.init != "noise"

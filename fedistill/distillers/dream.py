@@ -11,7 +11,7 @@ Nothing of the teachers is used but that they label the images.
 Departures, each for a reason: see `condenser.py`, and
 - 1000 iterations by default (theirs: 2000 networks x 100 = 200,000), to suit a CPU;
 - `lr` is in normalised units and for one image: theirs / 10 / std^2 at IPC 10;
-- k-means with at most 20 rounds, by scikit-learn on the CPU.
+- k-means with at most 20 rounds (`clusters.py`).
 
 Published (ConvNet with 128 filters, hard labels, IPC 1 / 10 / 50): MNIST 95.7 / 98.6 / 99.2,
 CIFAR-10 51.1 / 69.4 / 74.8, CIFAR-100 29.5 / 46.8 / 52.6; there `metric` is `l1` and `lr` 1.1e-4

@@ -5,11 +5,11 @@ DREAM (`condenser.py`). The sets of all IPC share networks, real images and thei
 each is rewarded for what its outputs say about real images, little more than the class, and about
 the outputs of the other sets (`losses/bottleneck.py`, Eq. 3.12):
 
-    L = L_match - weight * mean(L_match) * sum_k L_mix^k.
+    L = sum_k [ L_match^k - weight * mean(L_match^k) * L_mix^k ].
 
 Choices where the paper is silent or contradicts itself:
 - L_mix is subtracted: the paper adds what it wants to be large (Eq. 3.13);
-- its weight is in units of the running mean of L_match: the paper tells no scale;
+- its weight is in units of the running mean of each set's own L_match: the paper tells no scale;
 - the denominators of its matching loss are 0 at first (Eq. 3.3): `metric: relative` takes the real
   gradient's norm, and `l1` (the default) and `mse` are DREAM's own for MNIST and for CIFAR;
 - `guidance: one_way` lets sets learn from larger ones alone;
@@ -19,7 +19,8 @@ Forms beside the paper's, to see what of it helps: `guidance: two_way`; `estimat
 contrast in place of MINE; `estimator: features`, no information at all: sets follow the mean
 features of larger ones (`losses/likeness.py`).
 
-A client that holds one class of a small set has nothing to tell apart: that set is matched alone.
+A client may hold so few classes of a small set that comparing it with the others would leave out
+most of theirs: it is matched alone, and the others guide each other (`guidance.comparable`).
 
 Published (ConvNet with 128 filters, hard labels, IPC 1 / 10 / 50): MNIST 95.8 / 98.6 / 99.2,
 CIFAR-10 52.5 / 70.9 / 75.2, CIFAR-100 31.3 / 47.4; alpha 1, beta 0.1, the one of nine cells that
@@ -36,7 +37,6 @@ from fedistill.condenser import Condenser, Images
 from fedistill.config import ModelConfig
 from fedistill.distillers.base import Distilled, Task
 from fedistill.distillers.condensation import Condensation
-from fedistill.errors import ConfigError
 from fedistill.guidance import GuidanceOptions, MixtureGuide
 from fedistill.images import DataSpec
 from fedistill.matching_options import MatchingOptions
@@ -60,12 +60,7 @@ class MIBDC(Condensation, GuidanceOptions):
     def check(self, model: nn.Module, config: ModelConfig, spec: DataSpec) -> None:
         """Refuse one class: mutual information between sets is information about the class."""
         super().check(model, config, spec)
-        if spec.num_classes < 2:
-            raise ConfigError(
-                f"distill.name is mibdc, and {spec.name} has one class, "
-                f"'{spec.class_names[0]}': mutual information between sets is information about "
-                "the class, and there is none; accepted: data with two or more classes, or dream"
-            )
+        self.check_classes(spec, "distill")
 
     def distill_sizes(self, tasks: Sequence[Task]) -> list[Distilled]:
         """Optimise the images of all sets side by side."""

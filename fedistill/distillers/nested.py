@@ -122,8 +122,8 @@ class _Parts(Condenser):
             zip(starts, parts, slopes, strict=True)
         ):
             (gradient,) = torch.autograd.grad(views, leaves[number], slope)
-            seen = len(views) / (len(leaves[number]) * self.options.tiles**2)
-            own.add_gradient(seen * gradient / (len(ends) - number), own.of(label).start + start)
+            pull = own.seen(views, leaves[number]) * gradient / (len(ends) - number)
+            own.add_gradient(pull, own.of(label).start + start)
         for size in self.options.wanted:
             loss = found[ends.index(size_of(size, own.counts[label], own.ipc))]
             self._subset_losses[size] = self._subset_losses.get(size, torch.zeros_like(loss)) + loss

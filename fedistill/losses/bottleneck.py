@@ -7,8 +7,10 @@ The mixture of information bottlenecks rewards, for each size k with outputs O_k
 which is *maximised*: the paper adds it to a loss (Eq. 3.13), with the sign that would undo it.
 
 Outputs of different sets are paired class by class, so every I carries class information only
-and is at most ln(number of classes that are compared); one class alone carries none. I(O_k, Y)
-counts as far as it exceeds `hinge` times that: the paper speaks of a threshold.
+and is at most ln C for C classes that are compared; one class alone carries none. I(O_k, Y)
+counts as far as it exceeds `hinge` times that: the paper speaks of a threshold. With `mine` the
+most there can be is a little higher, ln((n C - 1) / (n - 1)) with n rows of each class: a row is no
+stranger to itself, so strangers share its class less often than by chance.
 
 Two ways to estimate I(X, Y) from b paired rows:
 

@@ -51,9 +51,14 @@ def gradient_distance(found: Sequence[Tensor], wanted: Sequence[Tensor], metric:
     return squares / size.clamp(min=_LEAST)
 
 
-def feature_distance(found: Tensor, wanted: Tensor) -> Tensor:
-    """Squared distance of mean features [D] (DREAM+; DM)."""
-    return (found - wanted).square().sum()
+def feature_distance(found: Tensor, wanted: Tensor, metric: Metric) -> Tensor:
+    """Squared distance of mean features [D] (DREAM+; DM).
+
+    With `relative` it is in units of the squared norm of `wanted`, as that of gradients is (MIBDC,
+    Eq. 3.13); the other metrics are of gradients alone.
+    """
+    squares = (found - wanted).square().sum()
+    return squares / wanted.square().sum().clamp(min=_LEAST) if metric == "relative" else squares
 
 
 def matched_weights(network: nn.Module) -> list[Tensor]:
@@ -102,7 +107,7 @@ def signature_distance(
     if feature_weight == 0:
         return gradient_distance(found, wanted, metric)
     gradients = gradient_distance(found[:-1], wanted[:-1], metric)
-    return gradients + feature_weight * feature_distance(found[-1], wanted[-1])
+    return gradients + feature_weight * feature_distance(found[-1], wanted[-1], metric)
 
 
 def matching_gradient(

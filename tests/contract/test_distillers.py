@@ -113,6 +113,14 @@ def test_the_same_task_gives_the_same_bytes(name: str):
     assert first.curve == second.curve
 
 
+@parts(lambda part: not part.depends_on_ipc)
+def test_the_size_of_the_set_has_no_say_but_where_the_method_says_so(name: str):
+    """The artefact store tells shares apart by it for the others alone."""
+    first, second = (quick(name).distill(task(ipc=ipc)) for ipc in (3, 9))
+    assert torch.equal(first.images, second.images)
+    assert dict(first.curves) == dict(second.curves)
+
+
 @that_make
 @pytest.mark.parametrize("change", ["seed", "partition_id", "attempt"])
 def test_seed_partition_and_attempt_change_every_image(name: str, change: str):

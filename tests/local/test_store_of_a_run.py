@@ -1,5 +1,6 @@
 """A run that finds its teachers and shares in the store: the same set, and it says so."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,28 @@ def test_a_second_run_reads_what_the_first_one_made(
     told = [line for line in capsys.readouterr().out.splitlines() if "from the store" in line]
     assert len([line for line in told if "squeeze of 3" in line]) == 1
     assert any(line.startswith("client 0  recover  100%") for line in told)
+
+
+def test_what_clients_warned_of_is_told_by_a_run_that_finds_their_shares(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """And travels as before: the bytes of a run do not hang on where its shares come from."""
+    term = {"name": "cmi", "weight": 1.0}
+    config = tiny_config(distill={"regularizers": [term]}, teacher={"epochs": 1})
+    flowers = logging.getLogger("flwr")
+    runs, told = [], []
+    for name in ("first", "second"):
+        caplog.clear()
+        flowers.addHandler(caplog.handler)
+        try:
+            runs.append(runner.run(config, tmp_path / name, "local", tmp_path / "store"))
+        finally:
+            flowers.removeHandler(caplog.handler)
+        own = {it.getMessage()[:35] for it in caplog.records if it.name == "flwr"}
+        told.append({text for text in own if "cmi" in text})
+    assert runs[1]["from_store"]["recover"] == [0, 1]
+    assert runs[1]["bytes"] == runs[0]["bytes"]
+    assert told == [{"client 0, 1: cmi is 0 for a batch w"}] * 2
 
 
 BATCHES = {"distill": {"ipc": [1], "iterations": 3, "batch_size": 10}, "partition": {"clients": 1}}

@@ -371,6 +371,19 @@ def test_sizes_that_are_optimised_apart_are_those_of_runs_of_their_own(folder: P
     assert torch.equal(both.images, torch.cat([share.images for share in alone]))
 
 
+def test_the_size_is_in_the_key_where_images_depend_on_it(folder: Path):
+    tree = tiny_tree(model=NARROW)
+    options = {"iterations": 1, "width": 4, "depth": 2, "network_images": 0, "batch_real": 4}
+    configs = [
+        config_file.from_dict({**tree, "distill": {"name": "dream", "ipc": [ipc], **options}})
+        for ipc in (4, 5, 5)
+    ]
+    shares = [work(config, counts=(1, 1, 1)) for config in configs]
+    assert ["recover" in share.from_store for share in shares] == [False, False, True]
+    assert list(shares[0].curves) == ["matching/ipc-4"]
+    assert list(shares[2].curves) == ["matching/ipc-5"]
+
+
 def test_a_later_request_tells_each_size_what_it_has(monkeypatch: pytest.MonkeyPatch):
     seen: list[tuple[Sequence[int], Sequence[int]]] = []
     real = dm.DM.distill

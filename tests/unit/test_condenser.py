@@ -52,8 +52,11 @@ def test_candidates_bound_what_is_clustered():
     seen: list[int] = []
     network = build(OPTIONS.network, SPEC, 0, "net")
     network.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
-    RealBatches(replace(OPTIONS, candidates=7), reference()).choose(network, [0])
+    batches = RealBatches(replace(OPTIONS, candidates=7), reference())
+    batches.choose(network, [0])
     assert seen == [7]
+    # A start may want more images than that: it gets real ones, and not noise.
+    assert [len(batches.clustered(network, 0, count)) for count in (7, 12, 40)] == [7, 12, 30]
 
 
 def test_sets_share_the_real_gradients_and_the_networks(monkeypatch: pytest.MonkeyPatch):
@@ -198,6 +201,23 @@ def test_extra_terms_move_the_images_too():
     assert means[1] < means[0]
 
 
+def test_extra_terms_pull_an_image_as_hard_when_it_is_its_turn_among_many():
+    """As the matching does: a term would outweigh it in large sets, of which a part is shown."""
+    options = replace(OPTIONS, tiles=1, batch_synthetic=2)
+    one = images_of([1, 0, 0], options)
+    many = Images(one.pixels.detach().repeat(6, 1, 1, 1), [6, 0, 0], 6, options, reference())
+    slopes = []
+    for own in (one, many):
+        own.pixels.grad = torch.zeros_like(own.pixels)
+        loop = Condenser(options, reference(), [own], [(3.0, Brightness())])
+        loop._add_terms(own)
+        slopes.append(own.pixels.grad)
+    shown = slopes[1].abs().amax((1, 2, 3)) > 0
+    assert shown.sum() == 2
+    torch.testing.assert_close(slopes[1][shown], slopes[0].expand(2, -1, -1, -1))
+    assert slopes[0].sum().item() == pytest.approx(3.0)
+
+
 def test_no_more_than_a_chunk_has_a_graph_at_once():
     most = 0
 
@@ -226,7 +246,9 @@ def test_no_more_than_a_chunk_has_a_graph_at_once():
         ({"momentum": 1.0}, "momentum"),
         ({"network_mix": 2.0}, "network_mix"),
         ({"augmentation": "colour"}, "augmentation"),
-        ({"samples": 0}, "samples"),
+        ({"samples": 1}, "samples is 1; accepted: 2 or more"),
+        ({"samples": 0, "estimator": "infonce"}, "samples is 0; accepted: 1 or more"),
+        ({"candidates": 128}, "candidates is 128 and batch_real is 128"),
         ({"warmup": 1.0}, "warmup"),
         ({"alpha": -1.0}, "alpha"),
     ],

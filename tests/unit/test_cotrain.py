@@ -8,8 +8,9 @@ import pytest
 import torch
 from fakes import CPU, Constant, tiny_config, tiny_images, tiny_set, tiny_spec, tiny_teacher
 
-from fedistill import config_file, data, planning
+from fedistill import config_file, data, mosaic, planning
 from fedistill import cotrain as module
+from fedistill.config import DataConfig
 from fedistill.cotrain import MIB, cotrain
 from fedistill.errors import ClientsFailed, ConfigError, ModelError
 from fedistill.images import ImageSet
@@ -78,13 +79,18 @@ def test_a_teacher_whose_answers_are_not_finite_spoils_no_set(targets: str):
         cotrain(options, SETS, (), {5: worst}, seed=0, device=CPU)
 
 
-def test_the_union_is_every_image_that_was_sent(monkeypatch: pytest.MonkeyPatch):
+SENT = tiny_images(3).images[:7]
+SHARES = (
+    Share(partition_id=0, images=SENT[:4], counts=(1, 1, 0, 0, 1, 1), seconds={}),
+    Share(partition_id=1, images=SENT[4:], counts=(0, 0, 1, 1, 1, 0), seconds={}),
+)
+LABELS = [0, 1, 1, 2, 2, 0, 1]
+
+
+@pytest.fixture
+def matched_to(monkeypatch: pytest.MonkeyPatch) -> list[ImageSet]:
+    """The references of the loops that run."""
     seen: list[ImageSet] = []
-    images = tiny_images(3).images[:7]
-    shares = (
-        Share(partition_id=0, images=images[:4], counts=(1, 1, 0, 0, 1, 1), seconds={}),
-        Share(partition_id=1, images=images[4:], counts=(0, 0, 1, 1, 1, 0), seconds={}),
-    )
 
     class Watched(module.Condenser):
         def __init__(self, options: Any, reference: Any, *rest: Any, **more: Any) -> None:
@@ -92,9 +98,61 @@ def test_the_union_is_every_image_that_was_sent(monkeypatch: pytest.MonkeyPatch)
             super().__init__(options, reference, *rest, **more)
 
     monkeypatch.setattr(module, "Condenser", Watched)
-    run(shares=shares, reference="union")
-    assert torch.equal(seen[0].images, images)
-    assert seen[0].labels.tolist() == [0, 1, 1, 2, 2, 0, 1]
+    return seen
+
+
+def test_the_union_is_every_image_that_was_sent(matched_to: list[ImageSet]):
+    run(shares=SHARES, reference="union")
+    assert torch.equal(matched_to[0].images, SENT)
+    assert matched_to[0].labels.tolist() == LABELS
+
+
+@pytest.mark.parametrize("at_once", [3, 1000])
+def test_tiles_of_mosaics_stand_for_real_images(
+    matched_to: list[ImageSet], monkeypatch: pytest.MonkeyPatch, at_once: int
+):
+    """As students see them: a mosaic as a whole is an image that no student is shown."""
+    monkeypatch.setattr(module, "_AT_ONCE", at_once)
+    run(shares=SHARES, reference="union", tiles=2)
+    run(tiles=2)
+    union, largest = matched_to
+    for found, mosaics, labels in (
+        (union, SENT, torch.tensor(LABELS)),
+        (largest, SETS[4].images, SETS[4].hard_labels),
+    ):
+        tiles = mosaic.expand(mosaics.float(), 2)
+        assert found.images.dtype == torch.uint8
+        assert (found.images.float() - tiles).abs().max() <= 0.5
+        assert torch.equal(found.labels, labels.repeat_interleave(4))
+
+
+def test_real_images_are_no_mosaics(matched_to: list[ImageSet]):
+    digits = data.load(DataConfig(name="digits", size=8), 0)
+    spec = replace(digits.spec, name="tiny")
+    sets = {1: tiny_set(1, spec=spec)}
+    options = MIB(**QUICK | {"reference": "public", "public": "digits", "tiles": 2})
+    cotrain(options, sets, (), {0: Constant([0.0] * 10)}, seed=0, device=CPU)
+    assert torch.equal(matched_to[0].images, digits.train.images)
+
+
+@pytest.mark.parametrize(
+    ("sections", "tiles"),
+    [
+        ({"distill": {"name": "sre2l"}}, 1),
+        ({"distill": {"name": "mibdc"}}, 2),
+        ({"distill": {"name": "dream", "tiles": 4}}, 4),
+        ({"distill": {"name": "dream"}, "relabel": {"tiles": 1}}, 1),  # students see them whole
+        ({"distill": {"name": "mibdc"}, "cotrain": {"tiles": 1}}, 1),
+    ],
+)
+def test_tiles_left_out_are_those_that_students_see(sections: dict[str, Any], tiles: int):
+    tree = {"distill": {"ipc": [1, 2]}, "cotrain": {"width": 4}}
+    for key, section in sections.items():
+        tree[key] = {**tree.get(key, {}), **section}
+    config = config_file.from_dict(tree)
+    assert config.cotrain is not None
+    assert config.cotrain.options["tiles"] == tiles
+    assert config_file.loads(config_file.dump(config)) == config
 
 
 def test_a_public_set_moves_all_sizes():
@@ -135,6 +193,10 @@ def test_a_public_set_moves_all_sizes():
         ),
         ({"distill": {"ipc": [1, 2]}, "cotrain": {"depth": 9}}, "cotrain.depth"),
         (
+            {"distill": {"ipc": [1]}, "cotrain": {"reference": "public", "public": "devices"}},
+            "cotrain.public is devices, and what the devices have is not public",
+        ),
+        (
             {"distill": {"ipc": [1]}, "cotrain": {"reference": "public", "public": "/nowhere"}},
             "cotrain.public, read as a data.name: .*'/nowhere'",
         ),
@@ -145,13 +207,53 @@ def test_what_cannot_be_trained_together_is_refused(sections: dict[str, Any], sa
         planning.check(tiny_config(**sections), SPEC)
 
 
+def test_public_images_of_other_classes_are_told_by_the_first_that_differs():
+    digits = data.load(tiny_config().data, 0).spec
+    names = (*digits.class_names[:5], "six", *digits.class_names[6:])
+    options = MIB(reference="public", public="digits")
+    with pytest.raises(ConfigError, match=r"number 5 is '5'\).*accepted: .*number 5 is 'six'\)"):
+        options.public_images(replace(digits, class_names=names), 0)
+    with pytest.raises(ConfigError, match=r"10 classes in 1 channel.*accepted: 10 classes in 3"):
+        options.public_images(replace(digits, channels=3), 0)
+
+
+@pytest.mark.parametrize("name", ["mnist", "ylecun/mnist"])
+def test_the_data_of_the_clients_are_no_public_ones_by_any_name(
+    name: str, monkeypatch: pytest.MonkeyPatch
+):
+    loaded = data.load(tiny_config().data, 0)
+    monkeypatch.setattr(data, "load", lambda config, seed: loaded)
+    options = MIB(reference="public", public=name)
+    for own, refused in (("mnist", True), ("ylecun/mnist", True), ("digits", False)):
+        config = tiny_config(data={"name": own, "fraction": 1.0})
+        if refused:
+            with pytest.raises(ConfigError, match="which is the data of the clients"):
+                options.check(config, 1, loaded.spec)
+        else:
+            options.check(config, 1, loaded.spec)
+
+
 def test_one_class_has_nothing_to_tell():
     one = tiny_spec(num_classes=1)
     with pytest.raises(ConfigError, match="one class, 'class 0'"):
         planning.check(tiny_config(distill={"ipc": [1, 2]}, cotrain="mib"), one)
-    tree = {"distill": {"name": "mibdc", "ipc": [1, 2]}, "model": {"depth": 2}}
-    with pytest.raises(ConfigError, match=r"distill\.name is mibdc"):
-        planning.check(config_file.from_dict(tree), one)
+    for section, options in (
+        ("distill", {"name": "mibdc", "depth": 2}),
+        ("cotrain", {"depth": 2}),
+    ):
+        for more, refused in (
+            ({}, True),
+            ({"weight": 0}, False),
+            ({"estimator": "features"}, False),
+        ):
+            tree: dict[str, Any] = {"distill": {"ipc": [1, 2]}, "model": {"depth": 2}}
+            tree[section] = {**tree.get(section, {}), **options, **more}
+            config = config_file.from_dict(tree)
+            if refused:
+                with pytest.raises(ConfigError, match=rf"{section}\.weight is 0.1.*one class"):
+                    planning.check(config, one)
+            else:
+                planning.check(config, one)
 
 
 def test_sizes_of_mibdc_must_rise():

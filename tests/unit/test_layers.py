@@ -27,6 +27,7 @@ FLOORS = [
         "fedistill.published_one_shot",
         "fedistill.rules",
         "fedistill.seeding",
+        "fedistill.warned",
         "fedistill.whitening",
     ],
     ["fedistill.config_clients", "fedistill.config_data", "fedistill.config_sweep"],

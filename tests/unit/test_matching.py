@@ -66,7 +66,19 @@ def test_the_relative_distance_has_no_unit_and_no_pole():
 
 
 def test_features_are_compared_by_the_squared_distance_of_their_means():
-    assert feature_distance(torch.tensor([1.0, 2]), torch.tensor([3.0, -1])).item() == 4 + 9
+    found, wanted = torch.tensor([1.0, 2]), torch.tensor([3.0, -1])
+    for metric in ("mse", "l1", "cosine"):
+        assert feature_distance(found, wanted, metric).item() == 4 + 9
+    assert feature_distance(found, wanted, "relative").item() == pytest.approx(13 / 10)
+
+
+def test_the_relative_distance_of_a_signature_has_no_unit():
+    wanted = [*WANTED, torch.tensor([3.0, -1])]
+    found = [*FOUND, torch.tensor([1.0, 2])]
+    bigger = [[100 * entry for entry in entries] for entries in (found, wanted)]
+    expected = by_loops("relative") + 0.5 * 13 / 10
+    for pair in ((found, wanted), bigger):
+        assert signature_distance(*pair, "relative", 0.5).item() == pytest.approx(expected, 1e-4)
 
 
 def test_only_the_weights_of_convolutions_are_matched():

@@ -10,7 +10,7 @@ from matching import OPTIONS, QUICK, images_of, of, reference, task
 from fedistill.distillers.dream import DREAM
 from fedistill.distillers.mdc import MDC
 from fedistill.distillers.mibdc import MIBDC
-from fedistill.guidance import GuidanceOptions, MixtureGuide
+from fedistill.guidance import GuidanceOptions, MixtureGuide, comparable
 from fedistill.reference import Learner, RealBatches
 
 
@@ -61,6 +61,58 @@ def test_a_set_with_one_class_is_matched_alone_and_the_others_guide_each_other(
         "information/9-class",
     }  # fmt: skip
     assert "the sets of IPC [1] here have too few classes" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("counts", "sizes", "classes"),
+    [
+        # Five clients, IPC 1 / 10 / 50 of ten classes: two of the first set, all of the others.
+        ([[1, 0, 0, 0, 0, 1], [1] * 6, [5] * 6], [2, 3], range(6)),
+        ([[1] * 6, [2] * 6, [5] * 6], [1, 2, 3], range(6)),  # one client
+        # A set alone shares its classes with nobody: two sets on fewer classes say more.
+        ([[1, 1, 0, 0, 0, 0], [1] * 6], [1, 2], [0, 1]),
+        ([[1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0], [5] * 6], [2, 3], range(4)),
+        ([[1, 1, 0, 0, 0, 0], [2, 2, 0, 0, 0, 0], [5] * 6], [1, 2, 3], [0, 1]),
+        # None shares two classes with another: one is compared with real images.
+        ([[1, 1, 0, 0, 0, 0], [0, 0, 2, 2, 0, 0]], [2], [2, 3]),
+        ([[1, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0]], [2], range(3)),
+        ([[1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]], [], []),
+    ],
+)
+def test_sets_of_few_classes_are_left_out_where_others_gain_by_it(
+    counts: list[list[int]], sizes: list[int], classes: Any
+):
+    sets = [images_of(row, ipc=number) for number, row in enumerate(counts, 1)]
+    chosen, common = comparable(sets[::-1])
+    assert [own.ipc for own in chosen] == sizes
+    assert common == list(classes)
+
+
+def test_sets_that_follow_features_may_share_a_single_class():
+    part = MIBDC(**QUICK, warmup=0.0, estimator="features")
+    found = part.distill_sizes([task([0, 1, 0], ipc=1), task([2, 2, 2], ipc=5)])
+    assert "likeness/1-5" in found[0].curves
+
+
+def test_many_sizes_leave_no_more_curves_than_a_share_has_room_for():
+    sizes = range(1, 15)
+    found = of(MIBDC(**{**QUICK, "iterations": 1}, warmup=0.0, guidance="two_way"), *sizes)
+    names = set(found[0].curves)
+    assert {f"matching/ipc-{ipc}" for ipc in sizes} <= names
+    assert {"information/real-1", "information/1-class", "information/1-14"} <= names
+    assert len(names) == len(sizes) + 50
+
+
+def test_it_is_said_which_classes_have_no_guidance(caplog: pytest.LogCaptureFixture):
+    MIBDC(**QUICK).distill_sizes([task([1, 1, 0], ipc=1), task([2, 2, 2], ipc=5)])
+    assert (
+        "the sets of IPC [1, 5] here are compared on the classes that all of them hold, 2 of 3"
+        in (caplog.text)
+    )
+    caplog.clear()
+    of(MIBDC(**QUICK), 1, 2)
+    MIBDC(**QUICK, weight=0.0).distill_sizes([task([1, 1, 0], ipc=1), task([2, 2, 2], ipc=5)])
+    assert not caplog.text
 
 
 def test_a_set_without_images_is_left_out():

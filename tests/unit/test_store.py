@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import run_python
 from safetensors.torch import save_file
 
 from fedistill import processes, store
@@ -81,6 +82,52 @@ def test_what_is_there_is_read_and_what_is_not_is_made_once(tmp_path: Path):
     assert first.notes["seconds"] >= 0
 
 
+def warns(*texts: str) -> Callable[[], Artefact]:
+    def make() -> Artefact:
+        for text in texts:
+            logging.getLogger("fedistill.losses.cmi").warning("it is %s", text)
+        return MADE
+
+    return make
+
+
+def test_what_was_warned_of_is_told_again(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    here = Store(tmp_path)
+
+    def whole() -> Artefact:
+        logging.getLogger("fedistill").info("no warning")
+        logging.getLogger("other").warning("not ours")
+        return here.recall("batch", KEY, warns("a", "b", "a"))
+
+    handlers = list(logging.getLogger("fedistill").handlers)
+    told = []
+    for stage, make in (("share", whole), ("share", never), ("batch", never)):
+        caplog.clear()
+        here.recall(stage, KEY, make)
+        ours = [it.getMessage() for it in caplog.records if it.name.startswith("fedistill")]
+        told.append(list(dict.fromkeys(ours)))
+    assert told == [["it is a", "it is b"]] * 3
+    assert logging.getLogger("fedistill").handlers == handlers
+
+
+def test_warnings_of_other_threads_are_not_of_an_artefact(tmp_path: Path):
+    def make() -> Artefact:
+        other = threading.Thread(target=warns("elsewhere"))
+        other.start()
+        other.join()
+        return warns("here")()
+
+    assert Store(tmp_path).recall("share", KEY, make).notes["warnings"] == ["it is here"]
+
+
+def test_the_versions_of_other_libraries_are_found_without_importing_them():
+    code = "import sys; from fedistill import store; print(*store._versions())\n"
+    code += "print({'torchvision', 'sklearn'} & sys.modules.keys())"
+    versions, imported = run_python(code).splitlines()
+    assert re.fullmatch(r"torchvision \d[^ ]* scikit-learn \d[^ ]*", versions)
+    assert imported == "set()"
+
+
 def test_stage_and_every_part_of_the_key_tell_artefacts_apart(full: Store):
     assert full.get("teacher", KEY) is None
     for other in ({**KEY, "seed": 1}, {"seed": 0}, {**KEY, "more": None}, {}):
@@ -89,7 +136,12 @@ def test_stage_and_every_part_of_the_key_tell_artefacts_apart(full: Store):
 
 
 @pytest.mark.parametrize(
-    ("name", "other"), [("_code", lambda stage: "other"), ("torch.__version__", "other")]
+    ("name", "other"),
+    [
+        ("_code", lambda stage: "other"),
+        ("torch.__version__", "other"),
+        ("_versions", lambda: ["torchvision other"]),
+    ],
 )
 def test_another_version_finds_nothing(
     full: Store, name: str, other: object, monkeypatch: pytest.MonkeyPatch

@@ -1,0 +1,31 @@
+"""Catch what our modules warn of while something is done, for those who do not see its log."""
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def collected(*, alone: bool = False) -> Iterator[list[str]]:
+    """Collect the warnings of this thread, each of them once.
+
+    Args:
+        alone: whether nobody else that listens to our logger hears of them.
+    """
+    found: list[str] = []
+    thread = threading.get_ident()
+
+    def note(record: logging.LogRecord) -> None:
+        if record.thread == thread and record.getMessage() not in found:
+            found.append(record.getMessage())
+
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = note  # type: ignore[method-assign]
+    logger = logging.getLogger("fedistill")
+    before = logger.handlers
+    logger.handlers = [handler] if alone else [*before, handler]
+    try:
+        yield found
+    finally:
+        logger.handlers = before
