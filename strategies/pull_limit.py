@@ -45,7 +45,7 @@ class Limited:
         self._client = client
         self._fetch = self._unfold = most + _FRAME  # bytes that are left
         self._beside = _BESIDE
-        self._sizes: dict[str, int] = {}  # bytes of data of each object that has come
+        self._sizes: dict[str, int] = {}  # bytes that an array takes of each object that has come
         self._used = Counter[str]()  # how often arrays name each object, come or not
         self._lock = threading.Lock()  # Flower fetches several objects at a time
 
@@ -67,12 +67,12 @@ class Limited:
     def _weigh(self, key: str, content: bytes) -> None:
         """Take off what an object costs; pieces and the arrays made of them come in any order."""
         self._fetch -= len(content)
-        kind, parts, size = get_object_head_values_from_object_content(content)
+        kind, parts, _ = get_object_head_values_from_object_content(content)  # not its own length
         is_piece = kind == ArrayChunk.__qualname__
         self._beside -= 0 if is_piece else len(content)
         if key not in self._sizes:
             # Arrays are made of pieces alone: of arrays they could double from one to the next.
-            self._sizes[key] = size if is_piece else self._unfold + 1
+            self._sizes[key] = len(content) if is_piece else self._unfold + 1
             self._unfold -= self._used[key] * self._sizes[key]
         if kind == Array.__qualname__ and not self.exceeded:
             for number in json.loads(get_object_body(content, Array))["arraychunk_ids"]:

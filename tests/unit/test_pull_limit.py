@@ -35,7 +35,9 @@ class Objects(dict[str, bytes]):
     def add(self, kind: str, body: bytes | str, *parts: str) -> str:
         """Add an object that names its parts as it likes."""
         body = body.encode() if isinstance(body, str) else body
-        content = f"{kind} {','.join(parts)} {len(body)}".encode() + b"\x00" + body
+        return self.add_whole(f"{kind} {','.join(parts)} {len(body)}".encode() + b"\x00" + body)
+
+    def add_whole(self, content: bytes) -> str:
         key = hashlib.sha256(content).hexdigest()
         self[key] = content
         return key
@@ -184,6 +186,11 @@ def _array_of_one_piece(objects: Objects) -> str:
     return objects.array(objects.piece(), times=500)
 
 
+def _array_of_a_piece_that_lies(objects: Objects) -> str:
+    piece = objects.add_whole(b"ArrayChunk  -999999999\x00" + bytes(MEGABYTE))
+    return objects.array(piece, times=500)
+
+
 def _arrays_of_one_piece(objects: Objects) -> list[str]:
     return [objects.array(objects.piece(), shape=[number]) for number in range(500)]
 
@@ -212,6 +219,10 @@ DEEP = "[" * 100_000
 TOO_MUCH, UNREADABLE = "it holds more than 2000000 bytes", "its reply cannot be read: "
 HOSTILE: dict[str, tuple[Callable[[Objects], str], str]] = {
     "a piece 500 times in an array": (lambda it: it.content(_array_of_one_piece(it)), TOO_MUCH),
+    "a piece that lies of its size": (
+        lambda it: it.content(_array_of_a_piece_that_lies(it)),
+        TOO_MUCH,
+    ),
     "a piece in 500 arrays": (lambda it: it.content(*_arrays_of_one_piece(it)), TOO_MUCH),
     "arrays of arrays": (lambda it: it.content(_array_of_arrays(it)), TOO_MUCH),
     "an array of a record": (lambda it: it.content(it.array(it.record())), TOO_MUCH),
