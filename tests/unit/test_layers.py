@@ -137,7 +137,6 @@ FLOORS = [
         "fedistill.baselines",
         "fedistill.worker",
         "fedistill.cotrain",
-        "fedistill.estimate",
         "fedistill.figures",
         "fedistill.sweep_record",
         "strategies.budget",
@@ -145,6 +144,7 @@ FLOORS = [
     ],
     [
         "fedistill.client",
+        "fedistill.estimate",
         "fedistill.rivals",
         "strategies.labelling",
         "strategies.roll_call",
