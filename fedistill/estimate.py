@@ -1,22 +1,29 @@
 """How long a federation will take here: every stage is timed for a moment on random images.
 
 Good for plans and for the ETA of a sweep, not for claims: the cost of a method is continued in a
-straight line from its first iterations, and a simulation's clients share the machine.
+straight line from its first iterations, and a simulation's clients share the machine. Where what is
+made is matched to real images, a step costs something whatever the number of images: a client with
+few of them and one with all are timed, of ten classes at most, whose cost is that of each class.
+
+Left out: teachers that several federations of a sweep share through the store are counted for each
+of them; `mdc`'s reviews; what a public data set adds to co-training; DD-Ranking's own rows.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 
-from fedistill import planning
+from fedistill import planning, registry
 from fedistill.config import Config
 from fedistill.config_students import ENSEMBLES
 from fedistill.cores import set_threads, usable_cores
-from fedistill.distillers.base import Distiller, Task
+from fedistill.cotrain import MIB, cotrain
+from fedistill.distillers.base import Task
+from fedistill.distillers.condensation import Condensation
 from fedistill.images import DataSpec, ImageSet
 from fedistill.models import build
 from fedistill.relabel import relabel, view_options
@@ -27,7 +34,10 @@ from fedistill.teacher import freeze, squeeze
 from fedistill.training import device_for, resolve_precision
 
 _REAL = 512  # images of a timed squeeze
-_IMAGES = 50  # synthetic ones of a timed recover
+_IMAGES = 50  # synthetic ones of a timed recover, where each costs the same
+_CLASSES = 10  # most of them in a timed matching of real images
+_LONG = 1.0  # seconds of one iteration whose first ones are timed once
+_CANDIDATES = 1000  # most real images of a class there
 _VIEWS = 5
 _STUDENT_EPOCHS = 3
 _WITHOUT_A_SET = {*ENSEMBLES, "weight_average", "fedavg", "full_data"}
@@ -43,12 +53,16 @@ class Rates:
         recover: a synthetic image, from start to end.
         relabel: a view.
         student: a view, forward and backward; the mean of the student models.
+        start: a client's recover beside its images.
+        cotrain: all of it, with all threads of the server.
     """
 
     squeeze: float
     recover: float
     relabel: float
     student: float
+    start: float = 0.0
+    cotrain: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +98,7 @@ def rates(config: Config, spec: DataSpec) -> Rates:
 
     teachers = [freeze(build(model, spec, 0, "estimate").to(device)) for model in models]
     task = Task(
-        # Few images would fill their batches badly, and cost more each.
-        counts=[max(1, _IMAGES // spec.num_classes)] * spec.num_classes,
+        counts=(),
         shard=real,
         teachers=teachers,
         models=models,
@@ -112,7 +125,12 @@ def rates(config: Config, spec: DataSpec) -> Rates:
     student = replace(config.student, epochs=_STUDENT_EPOCHS)
     views = view_options(config.relabel, spec)
     squeezed = _seconds(train_teachers) / _REAL
-    recovered = _recover_seconds(planning.distiller_of(config), task)
+    start, recovered = _recover_seconds(config, task)
+    cotrained = 0.0
+    if config.cotrain is not None:
+        set_threads()
+        part = registry.build("cotrain", config.cotrain.name, config.cotrain.options)
+        cotrained = _cotrain_seconds(part, config.distill.ipc, teachers[0], spec, device)
     set_threads(1)  # the server's jobs have one thread each, side by side
     where: dict[str, Any] = {"seed": 0, "device": device, "dtype": dtype}
     labelled = relabel(synthetic, {0: teachers[0]}, few, **where)
@@ -126,6 +144,8 @@ def rates(config: Config, spec: DataSpec) -> Rates:
             for model in config.student.networks
         )
         / (len(config.student.networks) * _STUDENT_EPOCHS * len(synthetic)),
+        start=start,
+        cotrain=cotrained,
     )
 
 
@@ -141,7 +161,8 @@ def seconds(config: Config, spec: DataSpec, rates: Rates, load: Load) -> float:
     cores = usable_cores()
     workers = max(1, cores // config.federation.cpus_per_client)
     jobs = [
-        size * config.teacher.epochs * rates.squeeze + images * rates.recover
+        size * config.teacher.epochs * rates.squeeze
+        + (rates.start + images * rates.recover if images else 0.0)
         for size, images in zip(load.shards, load.images, strict=True)
     ]
     # No schedule ends before its longest job, and none before all hands have done their part.
@@ -149,7 +170,8 @@ def seconds(config: Config, spec: DataSpec, rates: Rates, load: Load) -> float:
     clients += _averaged(config, load) * rates.squeeze / workers
     labelled, trained = _views(config, spec)
     server = labelled * rates.relabel + trained * rates.student
-    return _FEDERATION_S + clients + server / cores
+    server += _on_all_data(config, load) * rates.squeeze
+    return _FEDERATION_S + clients + rates.cotrain + server / cores
 
 
 def passes(config: Config, spec: DataSpec, load: Load) -> int:
@@ -160,15 +182,20 @@ def passes(config: Config, spec: DataSpec, load: Load) -> int:
     iterations = getattr(planning.distiller_of(config), "iterations", 1)
     labelled, trained = _views(config, spec)
     squeezed = sum(load.shards) * config.teacher.epochs * len(config.teachers_of(0))
-    return (
-        squeezed + _averaged(config, load) + sum(load.images) * iterations + labelled // 3 + trained
-    )
+    real = squeezed + _averaged(config, load) + _on_all_data(config, load)
+    return real + sum(load.images) * iterations + labelled // 3 + trained
 
 
 def _averaged(config: Config, load: Load) -> int:
     """Return how many real images FedAvg trains on, epoch by epoch."""
     rounds, epochs = config.fedavg.rounds, config.fedavg.epochs or config.teacher.epochs
     return load.real * rounds * epochs if "fedavg" in config.baselines else 0
+
+
+def _on_all_data(config: Config, load: Load) -> int:
+    """Return how many real images the students of `full_data` train on, epoch by epoch."""
+    students = config.student.seeds if "full_data" in config.baselines else 0
+    return load.real * config.teacher.epochs * students
 
 
 def _views(config: Config, spec: DataSpec) -> tuple[int, int]:
@@ -182,24 +209,97 @@ def _views(config: Config, spec: DataSpec) -> tuple[int, int]:
     return labelled, trained * spec.num_classes * rows * student.seeds
 
 
-def _recover_seconds(distiller: Distiller, task: Task) -> float:
-    """Time one and two iterations, and continue in a straight line; seconds an image."""
-    images = sum(task.counts)
-    iterations: int | None = getattr(distiller, "iterations", None)
+def _recover_seconds(config: Config, task: Task) -> tuple[float, float]:
+    """Time the recover of one client: seconds whatever it makes, and seconds an image."""
+    distiller, classes = planning.distiller_of(config), task.spec.num_classes
+
+    def timed(counts: Mapping[int, int], counted: int) -> float:
+        tasks = [
+            replace(task, ipc=ipc, counts=[count] * counted + [0] * (classes - counted))
+            for ipc, count in counts.items()
+        ]
+        return _whole(distiller, lambda part: part.distill_sizes(tasks))
+
+    sizes = config.distill.ipc
+    if not (isinstance(distiller, Condensation) or distiller.optimises_jointly):
+        # Few images would fill their batches badly, and cost more each.
+        some = max(1, _IMAGES // classes)
+        return 0.0, timed({max(sizes): some}, classes) / (some * classes)
+    counted = min(_CLASSES, classes)
+    task = replace(task, shard=_matched(distiller, task.spec, counted))
+    own = {
+        ipc: -(-ipc // config.partition.clients)
+        for ipc in (sizes if distiller.optimises_jointly else [max(sizes)])
+    }
+    least = timed(dict.fromkeys(own, 1), counted) / counted
+    more = sum(own.values()) - len(own)
+    if not more:
+        return 0.0, least / len(own)
+    each = max(0.0, timed(own, counted) / counted - least) / more
+    return max(0.0, least - len(own) * each) * classes, each
+
+
+def _cotrain_seconds(
+    options: MIB,
+    sizes: Sequence[int],
+    teacher: torch.nn.Module,
+    spec: DataSpec,
+    device: torch.device,
+) -> float:
+    """Time co-training of the sets, whose largest stands for all that is sent."""
+    counted = min(_CLASSES, spec.num_classes)
+    source = _matched(options, spec, counted)
+    labels = torch.arange(counted)
+    sets = {}
+    for ipc in sizes if len(sizes) > 1 else [1, *sizes]:  # one alone is matched to public images
+        chosen = (torch.arange(counted)[:, None] + counted * torch.arange(ipc)).flatten()
+        sets[ipc] = SyntheticSet(
+            spec=spec,
+            images=source.images[chosen % len(source)],
+            hard_labels=labels.repeat_interleave(ipc),
+            clients=torch.zeros(counted * ipc, dtype=torch.int64),
+        )
+    alike = replace(options, reference="largest", public=None)
+
+    def work(part: MIB) -> object:
+        return cotrain(part, sets, (), {0: teacher}, seed=0, device=device)
+
+    return _whole(alike, work) * spec.num_classes / counted
+
+
+def _matched(options: object, spec: DataSpec, counted: int) -> ImageSet:
+    """Make random images of some classes, as many as a step chooses among."""
+    count = counted * min(getattr(options, "candidates", None) or _CANDIDATES, _CANDIDATES)
+    shape = (count, spec.channels, spec.size, spec.size)
+    images = torch.randint(0, 256, shape, generator=generator(0, "matched"), dtype=torch.uint8)
+    return ImageSet(images, torch.arange(count) % counted)
+
+
+def _whole(options: Any, work: Callable[[Any], object]) -> float:
+    """Time one and three iterations with some options, and continue in a straight line."""
+    iterations: int | None = getattr(options, "iterations", None)
+
     if iterations is None:
-        return _seconds(lambda: distiller.distill(task)) / images
-    few, more = (
-        _seconds(partial(replace(distiller, iterations=steps).distill, task))  # type: ignore[type-var]
-        for steps in (1, 3)
-    )
-    step = max(0.0, more - few) / 2
-    return (few + step * (iterations - 1)) / images
+        return _seconds(partial(work, options))
+    few = _seconds(partial(work, replace(options, iterations=1)))
+    times = 2 if few < _LONG else 1
+
+    def timed(**changes: int) -> float:
+        return _seconds(partial(work, replace(options, **changes)), times)
+
+    more = timed(iterations=3)
+    seconds = few + max(0.0, more - few) / 2 * (iterations - 1)
+    interval = getattr(options, "interval", 1)
+    if interval > 2 and iterations > interval:  # clusters are found at the first step, and again
+        again = max(0.0, timed(iterations=3, interval=1) - more) / 2
+        seconds += again * (iterations // interval)
+    return seconds
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    """Return the shorter of two times: the first holds what is done only once."""
+def _seconds(work: Callable[[], object], times: int = 2) -> float:
+    """Return the shortest of some times: the first holds what is done only once."""
     found = []
-    for _ in range(2):
+    for _ in range(times):
         started = time.perf_counter()
         work()
         found.append(time.perf_counter() - started)

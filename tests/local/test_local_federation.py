@@ -279,6 +279,11 @@ def test_sets_of_a_method_that_optimises_jointly_are_those_of_runs_of_their_own(
         assert_full(both[size], size)
 
 
+def figures_of(found: Run) -> set[str]:
+    """Return the names of the figures: one that cannot be drawn ends no run, it is only missing."""
+    return {path.stem for path in (found.folder / "figures").glob("*.png")}
+
+
 def test_sizes_that_are_trained_together_on_the_server(tmp_path: Path):
     sections: dict[str, Any] = {"distill": {"ipc": [1, 2]}, "partition": {"clients": 2}}
     section = {"iterations": 2, "width": 4, "network_images": 20, "warmup": 0.0, "lr": 1.0}
@@ -287,6 +292,8 @@ def test_sizes_that_are_trained_together_on_the_server(tmp_path: Path):
     assert found.result["seconds"]["cotrain"] > 0
     assert torch.equal(found.set_of(2).images, plain[2].images)
     assert not torch.equal(found.set_of(1).images, plain[1].images)
+    assert {"cotrain_matching", "cotrain_information", "set_ipc-1", "set_ipc-2", "features_ipc-1",
+            "features_ipc-2"} <= figures_of(found)  # fmt: skip
     for size, outcome in pipeline.run(found.config).items():
         assert outcome.synthetic.sha256 == found.set_of(size).sha256
 
@@ -297,6 +304,9 @@ def test_clients_make_sets_of_several_sizes_together(tmp_path: Path):
                        "network_images": 20, "lr": 10.0, "tiles": 1}  # fmt: skip
     config = config_file.from_dict(tree)
     found = Run(config, tmp_path / "run", runner.run(config, tmp_path / "run", "local"))
+    assert {"recover_matching", "recover_information", "set_ipc-1", "set_ipc-2"} <= (
+        figures_of(found)
+    )
     for size, outcome in pipeline.run(config).items():
         assert outcome.synthetic.sha256 == found.set_of(size).sha256
         assert found.result["sets"][str(size)]["images"] == 10 * size

@@ -9,7 +9,7 @@ import torch
 from matching import OPTIONS, SHARD, SPEC, images_of, reference
 from torch import Tensor, nn
 
-from fedistill import mosaic
+from fedistill import condenser, mosaic
 from fedistill.condenser import Condenser, Images
 from fedistill.distillers.mibdc import MIBDC
 from fedistill.guidance import GuidanceOptions, MixtureGuide
@@ -60,19 +60,25 @@ def test_candidates_bound_what_is_clustered():
 
 
 def test_sets_share_the_real_gradients_and_the_networks(monkeypatch: pytest.MonkeyPatch):
-    seen: list[int] = []
-    real = RealBatches.of
+    seen: list[str] = []
 
-    def of(self: RealBatches, label: int) -> Tensor:
-        seen.append(label)
-        return real(self, label)
+    def counted(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
 
-    monkeypatch.setattr(RealBatches, "of", of)
+        def call(*args: Any, **options: Any) -> Any:
+            seen.append(name)
+            return real(*args, **options)
+
+        monkeypatch.setattr(owner, name, call)
+
+    # `condenser.signature` is that of real images; those of views are taken in `matching`.
+    for owner, name in ((RealBatches, "of"), (condenser, "signature"), (condenser, "Learner")):
+        counted(owner, name)
     for sets in (1, 3):
         seen.clear()
         own = [images_of([1, 1, 1]) for _ in range(sets)]
-        Condenser(OPTIONS, reference(), own).run()
-        assert seen == [0, 1, 2] * 3
+        Condenser(replace(OPTIONS, restart=2), reference(), own).run()
+        assert seen == [*["Learner", *["of", "signature"] * 6], "Learner", *["of", "signature"] * 3]
 
 
 @pytest.mark.parametrize("choice", ["clusters", "random"])

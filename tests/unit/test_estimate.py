@@ -1,11 +1,15 @@
 """What a federation costs, by hand and by the clock."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from fakes import tiny_config, tiny_spec
+from fakes import tiny_config, tiny_spec, tiny_tree
+from torch import Tensor
 
-from fedistill import estimate
+from fedistill import config_file, estimate, reference
+from fedistill.distillers.dream import DREAM
 from fedistill.estimate import Load, Rates
 
 SPEC = tiny_spec(num_classes=10)
@@ -41,6 +45,92 @@ def test_rows_beside_the_set_cost_labels_and_students(monkeypatch: pytest.Monkey
     assert seconds("fedavg") == pytest.approx(plain + 100 * 5 * 2)
 
 
+def test_what_a_client_does_whatever_it_makes_is_done_by_each(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(estimate, "usable_cores", lambda: 1)
+    rates = replace(RATES, start=100.0, cotrain=1000.0)
+    load = Load(shards=[0, 0, 0], images=[4, 6, 0], real=0)  # one has made its share
+    more = estimate.seconds(tiny_config(), SPEC, rates, load) - estimate.seconds(
+        tiny_config(), SPEC, RATES, load
+    )
+    assert more == pytest.approx(2 * 100 + 1000)
+
+
+def test_students_of_all_data_are_trained_as_teachers_are(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(estimate, "usable_cores", lambda: 2)
+    load = Load(shards=[], images=[], real=100)
+    sections = {"student": {"seeds": 3}, "teacher": {"epochs": 5}}
+    with_row, without = (tiny_config(**sections, baselines=it) for it in (["full_data"], []))
+    assert estimate.seconds(with_row, SPEC, RATES, load) - estimate.seconds(
+        without, SPEC, RATES, load
+    ) == pytest.approx(100 * 5 * 3 / 2)
+    assert estimate.passes(with_row, SPEC, load) - estimate.passes(without, SPEC, load) == 1500
+
+
+MATCHING: dict[str, Any] = {
+    "iterations": 2, "width": 4, "depth": 2, "network_images": 8, "batch_real": 4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("distill", "clients", "images"),
+    [
+        ({"name": "mibdc", "ipc": [1, 10]}, 1, 11),
+        ({"name": "dream", "ipc": [1, 10]}, 5, 1 + 2),
+        ({"name": "mdc", "ipc": [1, 10]}, 2, 5),  # small sets are cut out of the largest
+    ],
+)
+def test_a_matched_set_costs_something_whatever_its_size(
+    distill: dict[str, Any], clients: int, images: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Of 12 classes ten are timed; a class takes 7 seconds, and 2 for each of its images."""
+    asked: list[list[int]] = []
+
+    def whole(part: Any, work: Callable[[Any], object]) -> float:
+        with monkeypatch.context() as patch:
+            patch.setattr(type(part), "distill_sizes", lambda self, tasks: asked.append(
+                [sum(column) for column in zip(*(it.counts for it in tasks), strict=True)]
+            ))  # fmt: skip
+            work(part)
+        return sum(7 + 2 * count for count in asked[-1] if count)
+
+    monkeypatch.setattr(estimate, "_whole", whole)
+    tree = tiny_tree(partition={"clients": clients}, student={"epochs": 2, "seeds": 1})
+    config = config_file.from_dict({**tree, "distill": {**distill, **MATCHING}})
+    rates = estimate.rates(config, tiny_spec(num_classes=12, size=16))
+    assert rates.start == pytest.approx(12 * 7)
+    assert rates.recover == pytest.approx(2)
+    assert asked[-1] == [images] * 10 + [0, 0]
+
+
+def test_clusters_are_found_as_often_as_in_a_run(monkeypatch: pytest.MonkeyPatch):
+    clock = iter(
+        [5.0, 5 + 2 * 3.0, 5 + 2 * 3.0 + 2 * 40.0]
+    )  # 1 and 3 steps, and clusters each time
+    monkeypatch.setattr(estimate, "_seconds", lambda work, times=2: next(clock))
+    part = DREAM(iterations=100, interval=10)
+    assert estimate._whole(part, lambda part: None) == pytest.approx(5 + 99 * 3 + 10 * 40)
+
+
+def test_matching_is_timed_with_clusters_on_the_client_and_the_server(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    found: list[int] = []
+    real = reference.representatives
+
+    def watched(features: Tensor, count: int, seed: int) -> Tensor:
+        found.append(len(features))
+        return real(features, count, seed)
+
+    monkeypatch.setattr(reference, "representatives", watched)
+    tree = tiny_tree(
+        student={"epochs": 2, "seeds": 1}, cotrain={**MATCHING, "reference": "largest"}
+    )
+    tree["distill"] = {"name": "mibdc", "ipc": [1, 2], **MATCHING, "candidates": 20}
+    rates = estimate.rates(config_file.from_dict(tree), tiny_spec())
+    assert all(value > 0 for name, value in vars(rates).items() if name != "start")
+    assert set(found) == {20, 8}  # real images; the tiles of the set of two
+
+
 def test_small_sets_may_have_students_of_more_epochs(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(estimate, "usable_cores", lambda: 1)
 
@@ -67,8 +157,9 @@ UNEVEN = {"partition": {"name": "dirichlet", "alpha": 0.1, "clients": 3}}
     "sections", [{}, UNEVEN, {**UNEVEN, "relabel": {"name": "mix", "views": 2}}]
 )
 def test_every_stage_is_timed(sections: dict[str, Any]):
-    found = estimate.rates(tiny_config(**sections), tiny_spec())
-    assert all(value > 0 for value in vars(found).values())
+    found = vars(estimate.rates(tiny_config(**sections), tiny_spec()))
+    assert (found.pop("start"), found.pop("cotrain")) == (0, 0)
+    assert all(value > 0 for value in found.values())
 
 
 def test_mean_labels_ask_every_teacher(monkeypatch: pytest.MonkeyPatch):

@@ -140,7 +140,6 @@ FLOORS = [
         "fedistill.worker",
         "fedistill.cotrain",
         "fedistill.deployment",
-        "fedistill.estimate",
         "fedistill.figures",
         "fedistill.sweep_record",
         "strategies.budget",
@@ -149,6 +148,7 @@ FLOORS = [
     ],
     [
         "fedistill.client",
+        "fedistill.estimate",
         "fedistill.rivals",
         "strategies.labelling",
         "strategies.roll_call",

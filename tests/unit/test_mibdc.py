@@ -1,11 +1,13 @@
 """Sets of several sizes that guide each other."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from matching import OPTIONS, QUICK, images_of, of, reference, task
+from torch import Tensor, nn
 
 from fedistill.distillers.dream import DREAM
 from fedistill.distillers.mdc import MDC
@@ -144,6 +146,55 @@ def test_guidance_raises_the_reward():
                 images.pixels -= images.pixels.grad / images.pixels.grad.norm()
         rewards.append(sum(value.item() for value in guide._rewards.estimates.values()))
     assert sum(rewards[-5:]) > sum(rewards[:5]) + 1
+
+
+class Counted:
+    """A reward that grows by 1 with every unit of an output: its slope counts the views drawn."""
+
+    kind = "counted"
+
+    def __init__(self) -> None:
+        self.estimates: dict[str, Tensor] = {}
+        self.forgotten = 0
+
+    def forget(self) -> None:
+        self.forgotten += 1
+
+    def __call__(
+        self, real: Any, outputs: Mapping[int, Tensor], labels: Tensor, compared: int
+    ) -> dict[int, Tensor]:
+        return {size: rows.sum() for size, rows in outputs.items() if rows.requires_grad}
+
+
+def test_the_step_of_the_guide_is_weight_by_mean_loss_by_share_of_views_shown():
+    """So that an image moves as far, whatever the unit of the matching and the size of its set."""
+    options = replace(OPTIONS, tiles=1)
+    small, large = (images_of([n] * 3, options) for n in (2, 10))
+    guidance = GuidanceOptions(weight=3.0, samples=4, warmup=0.0)
+    guide = MixtureGuide(guidance, options, reference(), [small, large])
+    rewards = guide._rewards = Counted()  # type: ignore[assignment]
+    batches = RealBatches(options, reference())
+
+    def steps(*losses: float) -> list[float]:
+        """The gradient of a class of each set, by pixel, for losses of the matching."""
+        for own in (small, large):
+            own.pixels.grad = torch.zeros_like(own.pixels)
+        guide.add(nn.Flatten(), batches, torch.tensor(losses))
+        found = []
+        for own in (small, large):
+            assert own.pixels.grad is not None
+            of_class = own.pixels.grad[own.of(1)].sum(0)
+            torch.testing.assert_close(of_class, of_class.mean().expand_as(of_class))
+            found.append(of_class.mean().item())
+        return found
+
+    # Four views of a class are drawn; all of the small set are shown, and 4 of 10 of the large one.
+    # The pull of an image is multiplied by the images of its class.
+    assert steps(1.0, 5.0) == pytest.approx([-3 * 1 * 2 * 4, -3 * 5 * 0.4 * 10 * 4])
+    assert steps(2.0, 0.0) == pytest.approx([-3 * 1.05 * 2 * 4, -3 * 4.75 * 0.4 * 10 * 4])
+    guide.restart()
+    assert rewards.forgotten == 1
+    assert steps(7.0, 1.0) == pytest.approx([-3 * 7 * 2 * 4, -3 * 1 * 0.4 * 10 * 4])
 
 
 def test_small_sets_are_no_part_of_large_ones_but_in_mdc():
