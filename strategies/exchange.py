@@ -28,6 +28,7 @@ T = TypeVar("T")
 _POLL_S, _POLL_MOST_S, _POLL_SHARE = 0.2, 3.0, 0.02
 _REASON_LINES, _REASON_WIDTH = 60, 300
 _GRACE_S = 30.0  # after the deadline, for a reply that is on its way
+_UPLOAD_S = 60.0  # at least, for the parts of a reply that has been announced
 _UNKNOWN_ERROR = 0  # Flower's code for a dead simulation worker, which then swallows messages
 # Flower's codes (flwr.common.constant.ErrorCode) whose own words do not help an operator.
 _EXPIRED = (3, 4)
@@ -245,7 +246,8 @@ class Exchange:
             for key in list(asked):
                 client = asked[key]
                 try:
-                    reply = pull(grid, key, most[client], trusted=self.simulated)
+                    until = max(deadline, time.monotonic() + _UPLOAD_S)
+                    reply = pull(grid, key, most[client], until, trusted=self.simulated)
                 except WireError as error:
                     fail(client, str(error))
                 else:
@@ -258,7 +260,7 @@ class Exchange:
                 came = True
                 del asked[key]
             now = time.monotonic()
-            if asked and now > deadline:
+            if asked and now > deadline and not came:  # others may have waited behind one
                 break
             if came:
                 latest = now

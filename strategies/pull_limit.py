@@ -4,12 +4,15 @@ A reply lies on the SuperLink as objects that name each other, its arrays in pie
 megabytes. Flower fetches all of them and puts them together before we see anything: a hostile
 device could fill the server's memory, also with little to fetch, since an array may name a piece
 many times over. Beyond a limit no further object is found here, and Flower turns the reply into an
-error. What stands here is no public API of Flower; with a grid that works in another way nothing is
-limited, and replies are weighed when they are there.
+error. And Flower waits for hours for an object that was announced and never comes, while the
+replies of all others lie there: so there is a limit of time, too. What stands here is no public API
+of Flower; with a grid that works in another way nothing is limited, and replies are weighed when
+they are there.
 """
 
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,8 +44,9 @@ class Limited:
     the data of arrays have one of their own.
     """
 
-    def __init__(self, client: Any, most: int) -> None:
+    def __init__(self, client: Any, most: int, until: float) -> None:
         self._client = client
+        self._until = until
         self._fetch = self._unfold = most + _FRAME  # bytes that are left
         self._beside = _BESIDE
         self._sizes: dict[str, int] = {}  # bytes that an array takes of each object that has come
@@ -56,6 +60,8 @@ class Limited:
 
     def PullObject(self, request: Any, *args: Any, **options: Any) -> Any:
         """Fetch an object."""
+        if time.monotonic() > self._until:  # Flower asks again and again, until something is raised
+            raise TimeoutError("parts of it that were announced have not come in time")
         if self.exceeded:
             return PullObjectResponse(object_found=False)
         response = self._client.PullObject(request, *args, **options)
@@ -83,19 +89,20 @@ class Limited:
         return getattr(self._client, name)
 
 
-def pull(grid: Grid, key: str, most: int, trusted: bool) -> Message | None:
+def pull(grid: Grid, key: str, most: int, until: float, trusted: bool) -> Message | None:
     """Fetch the reply to a message, if it has come.
 
     Args:
         grid: Flower's.
         key: id of the message.
         most: bytes that the reply can have reason to hold.
+        until: when to give up waiting for its parts, by the monotonic clock.
         trusted: whether it comes from a worker of ours: what goes wrong is then a mistake of ours.
 
     Raises:
-        WireError: it holds more, or cannot be read.
+        WireError: it holds more, cannot be read, or does not come.
     """
-    with _fetching_at_most(grid, most) as limited:
+    with _fetching_at_most(grid, most, until) as limited:
         try:
             reply = next(iter(grid.pull_messages([key])), None)
             held = records.held(reply.content) if reply and not reply.has_error() else 0
@@ -114,7 +121,7 @@ def pull(grid: Grid, key: str, most: int, trusted: bool) -> Message | None:
 
 
 @contextmanager
-def _fetching_at_most(grid: Grid, most: int) -> Iterator[Limited | None]:
+def _fetching_at_most(grid: Grid, most: int, until: float) -> Iterator[Limited | None]:
     """Limit what a grid fetches within the block; yields what knows whether there was more.
 
     A grid that fetches nothing over a network is left as it is.
@@ -123,7 +130,7 @@ def _fetching_at_most(grid: Grid, most: int) -> Iterator[Limited | None]:
     if not hasattr(client, "PullObject"):
         yield None
         return
-    limited = Limited(client, most)
+    limited = Limited(client, most, until)
     grid._client = limited  # type: ignore[attr-defined]
     try:
         yield limited

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 import tracemalloc
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -84,6 +85,8 @@ def noise(megabytes: int) -> np.ndarray[Any, Any]:
 class SuperLink:
     """Answers as Flower's Runtime API does: what each node has replied, by node id."""
 
+    announced: tuple[str, ...] = ()  # parts of every first reply that are not there
+
     def __init__(self, replies: Mapping[int, Reply]) -> None:
         self._replies = replies
         self._answered: dict[str, Any] = {}
@@ -103,7 +106,9 @@ class SuperLink:
         self.objects.update(own)
         proto = message_to_proto(Message(RecordDict(), reply_to=message))
         proto.metadata.message_id = key
-        parts = [ObjectTree(object_id=other) for other in own if other != key]
+        others = [other for other in own if other != key]
+        others += self.announced if message.metadata.dst_node_id == 77 else ()
+        parts = [ObjectTree(object_id=other) for other in others]
         tree = ObjectTree(object_id=key, children=parts)
         self._answered[message.metadata.message_id] = proto, tree
 
@@ -124,13 +129,18 @@ class SuperLink:
 
 
 def ask(
-    superlink: SuperLink, most: int, kept: KeptReplies | None = None, devices: int = 1
+    superlink: SuperLink,
+    most: int,
+    kept: KeptReplies | None = None,
+    devices: int = 1,
+    deadline_s: float = 60.0,
 ) -> tuple[Exchange, dict[int, int]]:
     """Ask devices for images; return how many bytes of them each has sent that was read."""
     grid = HttpGrid(token="x", insecure=True)
     grid._client = superlink  # type: ignore[assignment]
     grid._run = SimpleNamespace(run_id=1)  # type: ignore[assignment]
-    exchange = Exchange(tiny_config(partition={"clients": devices}), kept)
+    config = tiny_config(partition={"clients": devices}, federation={"deadline_s": deadline_s})
+    exchange = Exchange(config, kept)
     exchange.simulated = False
     exchange.nodes = {client: 77 + client for client in range(devices)}
     push = grid.push_messages
@@ -303,6 +313,31 @@ def test_the_good_images_are_good(tmp_path: Path):
     superlink = SuperLink({77: lambda it, to: it.message(to, _good_images(it))})
     exchange, sizes = ask(superlink, MEGABYTE, KeptReplies(tmp_path))
     assert (exchange.failures, sizes) == ({}, {0: 9})
+
+
+def test_a_part_that_never_comes_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Flower would wait for it for two hours; the others have answered meanwhile."""
+    monkeypatch.setattr("strategies.exchange._GRACE_S", 0.0)
+    monkeypatch.setattr("strategies.exchange._UPLOAD_S", 0.1)
+    one = honest(np.zeros(9, np.uint8))
+    missing = "0" * 64
+    superlink = SuperLink(
+        {77: lambda it, to: it.message(to, it.content(it.array(missing))), 78: one, 79: one}
+    )
+    fetch = superlink.PullObject
+
+    def still_on_its_way(request: Any) -> Any:
+        if request.object_id == missing:
+            return PullObjectResponse(object_found=True, object_available=False)
+        return fetch(request)
+
+    superlink.PullObject = still_on_its_way  # type: ignore[method-assign]
+    superlink.announced = (missing,)
+    begun = time.monotonic()
+    exchange, sizes = ask(superlink, MEGABYTE, KeptReplies(tmp_path), devices=3, deadline_s=0.5)
+    assert sizes == {1: 9, 2: 9}
+    assert "have not come in time" in exchange.failures[0]
+    assert time.monotonic() - begun < 60
 
 
 def test_a_superlink_that_is_away_is_no_fault_of_a_device(tmp_path: Path):
