@@ -300,17 +300,18 @@ def test_sizes_that_are_trained_together_on_the_server(tmp_path: Path):
 
 def test_clients_make_sets_of_several_sizes_together(tmp_path: Path):
     tree = tiny_tree(partition={"clients": 2})
-    tree["distill"] = {"name": "mibdc", "ipc": [1, 2], "iterations": 2, "width": 4,
+    tree["distill"] = {"name": "mibdc", "ipc": [1, 4], "iterations": 2, "width": 4,
                        "network_images": 20, "lr": 10.0, "tiles": 1}  # fmt: skip
     config = config_file.from_dict(tree)
     found = Run(config, tmp_path / "run", runner.run(config, tmp_path / "run", "local"))
-    assert {"recover_matching", "recover_information", "set_ipc-1", "set_ipc-2"} <= (
+    assert {"recover_matching", "recover_information", "set_ipc-1", "set_ipc-4"} <= (
         figures_of(found)
     )
     for size, outcome in pipeline.run(config).items():
         assert outcome.synthetic.sha256 == found.set_of(size).sha256
         assert found.result["sets"][str(size)]["images"] == 10 * size
-    small, large = (found.set_of(size).images for size in (1, 2))
+    # As many images of a class in both would start from the same real ones, and hardly part.
+    small, large = (found.set_of(size).images for size in (1, 4))
     assert not any(torch.equal(image, other) for image in small for other in large)
 
 
