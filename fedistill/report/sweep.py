@@ -22,7 +22,6 @@ from fedistill.report.page import (
     Facts,
     Findings,
     Headline,
-    Image,
     Links,
     Page,
     Pictures,
@@ -37,6 +36,7 @@ from fedistill.report.paper import beside_paper
 from fedistill.report.recorded import Run
 from fedistill.report.run import again, alone, facts, link, warnings
 from fedistill.report.sweep_costs import baselines, costs
+from fedistill.report.sweep_pictures import partitions, sheets
 
 Curves = Mapping[Line, Mapping[int, Point]]
 
@@ -91,8 +91,8 @@ def _results(state: Mapping[str, Any], rows: Sequence[Row]) -> list[Section]:
 
 def _setting(folder: Path, state: Mapping[str, Any], rows: Sequence[Row]) -> list[Section]:
     return [
-        Section("Synthetic images", [Pictures(_sheets(rows))]),
-        Section("Who holds what", [Pictures(_partitions(rows))]),
+        Section("Synthetic images", [Pictures(sheets(rows))]),
+        Section("Who holds what", [Pictures(partitions(rows))]),
         Section("What was run", [Facts(_facts(state, rows))]),
     ]
 
@@ -278,36 +278,6 @@ def _other_networks(rows: Sequence[Row]) -> list[Block]:
             title = f"{model}, {name}" if name else model
             blocks.append(_grid(curves, facet, teachers.get(facet, {}), title))
     return blocks
-
-
-def _sheets(rows: Sequence[Row]) -> list[Image | None]:
-    """Show a set of each IPC and method, from the federation with the most clients."""
-    shown = {}
-    for row in sorted(rows, key=lambda it: (it.clients, -it.seed)):
-        shown[row.line.distiller, row.line.ipc] = row
-    several = len({distiller for distiller, _ in shown}) > 1
-    return [
-        Image.read(
-            row.folder / "figures" / f"set_ipc-{ipc}.png",
-            f"{f'{distiller}, ' * several}IPC {ipc}, N = {row.clients}, seed {row.seed}",
-        )
-        for (distiller, ipc), row in sorted(shown.items())
-    ]
-
-
-def _partitions(rows: Iterable[Row]) -> list[Image | None]:
-    """Show who holds what for each alpha, in the federation with the most clients."""
-    shown = {}
-    for row in sorted(rows, key=lambda it: (it.clients, -it.seed)):
-        shown[row.line.alpha] = row
-    return [
-        Image.read(
-            row.folder / "figures" / "partition.png",
-            f"{'' if alpha is None else f'alpha {alpha:g}, '}N = {row.clients}, seed {row.seed}",
-            wide=True,
-        )
-        for alpha, row in sorted(shown.items(), key=lambda it: it[0] or 0.0)
-    ]
 
 
 def _missing(state: Mapping[str, Any]) -> list[Block]:

@@ -118,7 +118,12 @@ FLOORS = [
         "fedistill.report.paper",
         "fedistill.wire",
     ],
-    ["fedistill.reference", "fedistill.report.run", "fedistill.report.sweep_costs"],
+    [
+        "fedistill.reference",
+        "fedistill.report.run",
+        "fedistill.report.sweep_costs",
+        "fedistill.report.sweep_pictures",
+    ],
     [
         "fedistill.condenser",
         "fedistill.distillers.coreset",
