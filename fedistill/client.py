@@ -97,10 +97,17 @@ def _worker(
 
 
 class Kept(NamedTuple):
-    """What the store holds of a client's work: all its teachers; its images too."""
+    """What the store holds of a client's work.
+
+    Attributes:
+        teachers: all its teachers.
+        share: its images too.
+        work: names of the two; clients for whom they are the same do the same work.
+    """
 
     teachers: bool
     share: bool
+    work: tuple[str, str]
 
 
 def kept(
@@ -120,16 +127,23 @@ def kept(
         shard: the client's real images.
         counts: as for `make_share`.
         partition_id: of the client.
-        store: where to look.
+        store: where to look; it has a folder.
     """
     client = worker_of(config, spec, shard, partition_id, store)
     numbers = range(len(config.teachers_of(partition_id)))
-    teachers = [store.get("teacher", client.teacher_key(number)) for number in numbers]
+    teacher_keys = [client.teacher_key(number) for number in numbers]
+    jobs = client.jobs(counts, ())
+    # A share is known by its teachers' weights, which are not known before they are trained.
+    names = [store.name("teacher", key) for key in teacher_keys]
+    shares = [store.name("share", client.share_key(job, 0, ())) for job in jobs]
+    work = (" ".join(names), " ".join([*names, *shares]))
+    teachers = [store.get("teacher", key) for key in teacher_keys]
     states = [found.tensors for found in teachers if found is not None]
     if len(states) < len(numbers):
-        return Kept(teachers=False, share=False)
-    keys = [client.share_key(job, 0, states) for job in client.jobs(counts, ())]
-    return Kept(teachers=True, share=all(store.get("share", key) for key in keys))
+        return Kept(teachers=False, share=False, work=work)
+    keys = [client.share_key(job, 0, states) for job in jobs]
+    found_all = all(store.get("share", key) for key in keys)
+    return Kept(teachers=True, share=found_all, work=work)
 
 
 def train_from(

@@ -5,8 +5,8 @@ straight line from its first iterations, and a simulation's clients share the ma
 made is matched to real images, a step costs something whatever the number of images: a client with
 few of them and one with all are timed, of ten classes at most, whose cost is that of each class.
 
-Left out: teachers that several federations of a sweep share through the store are counted for each
-of them; `mdc`'s reviews; what a public data set adds to co-training; DD-Ranking's own rows.
+Left out: what federations share in parts (the first images of a larger set); `mdc`'s reviews; what
+a public data set adds to co-training; DD-Ranking's own rows.
 """
 
 import time

@@ -175,12 +175,14 @@ class Store:
             with suppress(OSError):
                 unfinished.unlink(missing_ok=True)
 
-    def _path(self, stage: str, key: Mapping[str, Any]) -> Path | None:
-        if self.folder is None:
-            return None
+    def name(self, stage: str, key: Mapping[str, Any]) -> str:
+        """Return what an artefact is called: who has the same key, and runs the same code."""
         versions = [torch.__version__, *_versions()]
         text = json.dumps([_code(stage), versions, stage, key], sort_keys=True)
-        return self.folder / f"{stage}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.safetensors"
+        return f"{stage}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
+
+    def _path(self, stage: str, key: Mapping[str, Any]) -> Path | None:
+        return self.folder and self.folder / f"{self.name(stage, key)}.safetensors"
 
 
 @cache

@@ -42,7 +42,8 @@ class Plan:
     Attributes:
         federation: of the grid.
         status: done, failed (before, and to be done again) or todo.
-        load: what is not in the store yet; nothing for one that is done.
+        load: what is not in the store yet, and comes there by none of the federations before;
+            nothing for one that is done.
         teachers: clients whose teachers are in the store.
         shares: clients whose images are there too.
     """
@@ -122,9 +123,10 @@ def plan(grid: Grid, output: Path, store: Store) -> list[Plan]:
     Args:
         grid: of the sweep.
         output: its folder, which need not exist.
-        store: where teachers, shares and students are kept.
+        store: where teachers, shares and students are kept; it has a folder.
     """
     found = []
+    coming: set[str] = set()
     done = sweep_folder.states(output)
     loaded: tuple[Any, data.Data] | None = None
     for federation in grid.federations:
@@ -144,11 +146,14 @@ def plan(grid: Grid, output: Path, store: Store) -> list[Plan]:
             continue
         if loaded is None or loaded[0] != (config.data, config.seed):
             loaded = (config.data, config.seed), data.load(config.data, config.seed)
-        found.append(_plan(federation, status, loaded[1], store))
+        found.append(_plan(federation, status, loaded[1], store, coming))
     return found
 
 
-def _plan(federation: Federation, status: str, loaded: data.Data, store: Store) -> Plan:
+def _plan(
+    federation: Federation, status: str, loaded: data.Data, store: Store, coming: set[str]
+) -> Plan:
+    """Plan one federation, and add to what is coming what it will make."""
     config, labels, spec = federation.config, loaded.train.labels, loaded.spec
     parts = partition.split(labels, spec.num_classes, config.partition, config.seed)
     histograms = dict(enumerate(parts.histograms(labels, spec.num_classes)))
@@ -162,15 +167,17 @@ def _plan(federation: Federation, status: str, loaded: data.Data, store: Store) 
             partition_id=number,
             store=store,
         )
-        if store.folder
-        else client.Kept(teachers=False, share=False)
         for number in histograms
     ]
+    spared = [
+        (it.teachers or it.work[0] in coming, it.share or it.work[1] in coming) for it in kept
+    ]
     load = Load(
-        shards=[0 if it.teachers else sum(histograms[n]) for n, it in enumerate(kept)],
-        images=[0 if it.share else sum(asked[n]) for n, it in enumerate(kept)],
+        shards=[0 if known else sum(histograms[n]) for n, (known, _) in enumerate(spared)],
+        images=[0 if known else sum(asked[n]) for n, (_, known) in enumerate(spared)],
         real=len(labels),
     )
+    coming.update(name for it in kept for name in it.work)
     return Plan(
         federation=federation,
         status=status,

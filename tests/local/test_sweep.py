@@ -117,6 +117,27 @@ def test_a_sweep_that_was_cut_short_ends_with_the_same_numbers(
     assert numbers(tmp_path / "cut") == numbers(tmp_path / "whole")
 
 
+@pytest.mark.parametrize(
+    ("varied", "trained", "made"),
+    [
+        ({"student.epochs": (1, 2)}, [True, False], [True, False]),
+        ({"distill.iterations": (1, 2)}, [True, False], [True, True]),
+        ({"teacher.epochs": (1, 2)}, [True, True], [True, True]),
+    ],
+)
+def test_what_federations_share_is_planned_once(
+    tmp_path: Path,
+    make: Callable[..., grid.Grid],
+    varied: dict[str, tuple[int, ...]],
+    trained: list[bool],
+    made: list[bool],
+):
+    plans, _ = sweep.dry_run(make(SweepConfig(clients=(2,), vary=varied)), tmp_path / "new", None)
+    assert [all(plan.load.shards) for plan in plans] == trained
+    assert [all(plan.load.images) for plan in plans] == made
+    assert not any(plan.teachers or plan.shares for plan in plans)  # none is there yet
+
+
 def test_options_that_are_varied_are_compared_like_methods(
     tmp_path: Path, make: Callable[..., grid.Grid], capsys: pytest.CaptureFixture[str]
 ):
