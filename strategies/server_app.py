@@ -7,7 +7,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from logging import INFO, WARNING
 from pathlib import Path
 from typing import Literal
@@ -41,21 +42,35 @@ _LAST_DELIVERY_S = 60.0  # how long a finished run waits for MLflow
 def main(grid: Grid, context: Context) -> None:
     """Run one experiment, or all that are left of a sweep; the run config names the folder."""
     run_config = {key: str(value) for key, value in context.run_config.items()}
-    for handler in logging.getLogger("flwr").handlers:  # our warnings then look like Flower's,
-        logging.getLogger("fedistill").addHandler(handler)  # which the command shows
-    if run_config.get("deployment"):
-        _deployed(run_config, grid)
-        return
-    output = Path(run_config["output-dir"])
-    if run_config.get("sweep"):
-        _sweep(output, run_config, grid)
-        return
-    config = config_file.loads(run_config["config-yaml"])
+    with _shown_like_flowers():
+        if run_config.get("deployment"):
+            _deployed(run_config, grid)
+            return
+        output = Path(run_config["output-dir"])
+        if run_config.get("sweep"):
+            _sweep(output, run_config, grid)
+            return
+        config = config_file.loads(run_config["config-yaml"])
+        try:
+            _tracked(config, output, run_config, grid)
+        except Exception as error:
+            results.write_failure(output, error)
+            raise
+
+
+@contextmanager
+def _shown_like_flowers() -> Iterator[None]:
+    """Let what our modules warn of look like what Flower says, which the command shows.
+
+    Only for this run: a local one is in the process of its caller, whose logger stays as it was.
+    """
+    ours = logging.getLogger("fedistill")
+    before = ours.handlers
+    ours.handlers = list(dict.fromkeys([*before, *logging.getLogger("flwr").handlers]))
     try:
-        _tracked(config, output, run_config, grid)
-    except Exception as error:
-        results.write_failure(output, error)
-        raise
+        yield
+    finally:
+        ours.handlers = before
 
 
 def _deployed(run_config: Mapping[str, str], grid: Grid) -> None:

@@ -1,8 +1,6 @@
 """What all tests share: one torch thread, no telemetry, a cache of their own, no store."""
 
-import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,15 +46,6 @@ def _cache_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     os.environ["FEDISTILL_CACHE"] = str(folder)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _own_handlers() -> Iterator[None]:
-    """Take back what a ServerApp adds to our logger: the next test would read warnings twice."""
-    logger = logging.getLogger("fedistill")
-    before = list(logger.handlers)
-    yield
-    logger.handlers = before
 
 
 @pytest.fixture(autouse=True)

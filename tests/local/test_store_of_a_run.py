@@ -43,7 +43,8 @@ def test_what_clients_warned_of_is_told_by_a_run_that_finds_their_shares(
     """And travels as before: the bytes of a run do not hang on where its shares come from."""
     term = {"name": "cmi", "weight": 1.0}
     config = tiny_config(distill={"regularizers": [term]}, teacher={"epochs": 1})
-    flowers = logging.getLogger("flwr")
+    ours, flowers = logging.getLogger("fedistill"), logging.getLogger("flwr")
+    before = list(ours.handlers)
     runs, told = [], []
     for name in ("first", "second"):
         caplog.clear()
@@ -57,6 +58,7 @@ def test_what_clients_warned_of_is_told_by_a_run_that_finds_their_shares(
     assert runs[1]["from_store"]["recover"] == [0, 1]
     assert runs[1]["bytes"] == runs[0]["bytes"]
     assert told == [{"client 0, 1: cmi is 0 for a batch w"}] * 2
+    assert ours.handlers == before  # or whoever runs two would read the second one's words twice
 
 
 BATCHES = {"distill": {"ipc": [1], "iterations": 3, "batch_size": 10}, "partition": {"clients": 1}}

@@ -133,8 +133,10 @@ def test_what_federations_share_is_planned_once(
     made: list[bool],
 ):
     plans, _ = sweep.dry_run(make(SweepConfig(clients=(2,), vary=varied)), tmp_path / "new", None)
-    assert [all(plan.load.shards) for plan in plans] == trained
-    assert [all(plan.load.images) for plan in plans] == made
+    clients = [[bool(size) for size in plan.load.shards] for plan in plans]
+    assert clients == [[own] * 2 for own in trained]
+    clients = [[bool(images) for images in plan.load.images] for plan in plans]
+    assert clients == [[own] * 2 for own in made]
     assert not any(plan.teachers or plan.shares for plan in plans)  # none is there yet
 
 
