@@ -1,13 +1,17 @@
-"""What tests of deployments share: a data set on disk, dealt to devices, and a server."""
+"""What tests share: data dealt to devices, and a server, for deployments; grids for sweeps."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from fakes import tiny_config
+import yaml
+from fakes import tiny_config, tiny_tree
 from split_folders import write_central, write_parts
+from sweeps import AXES
 
-from fedistill import deployment, runner
-from fedistill.config import Config
+from fedistill import deployment, grid, runner
+from fedistill.config import Config, SweepConfig
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +47,15 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server with a folder of its own for its runs."""
     monkeypatch.setenv(deployment.RUNS, str(tmp_path / "runs"))
     monkeypatch.delenv("FEDISTILL_STORE", raising=False)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., grid.Grid]:
+    """Loads small grids."""
+
+    def load(axes: SweepConfig = AXES, **sections: Any) -> grid.Grid:
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(tiny_tree(**sections)))
+        return grid.load(path, [], axes)
+
+    return load

@@ -6,49 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from fakes import tiny_tree
+from sweeps import hashes, numbers
 
-from fedistill import (
-    cli,
-    client_app,
-    comparison,
-    config_file,
-    grid,
-    results,
-    runner,
-    sweep,
-    sweep_folder,
-    tables,
-)
+from fedistill import comparison, grid, results, runner, sweep, tables
 from fedistill.config import SweepConfig
-from fedistill.errors import OutputError, PartitionError, RunError, WorkerDied
-from fedistill.journal import Journal, read_events
-from fedistill.tracking import stored_run
-from strategies import experiment, server_app
-
-AXES = SweepConfig(clients=(1, 2), ipc=(1, 2), seed=(0, 1))
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Callable[..., grid.Grid]:
-    def load(axes: SweepConfig = AXES, **sections: Any) -> grid.Grid:
-        path = tmp_path / "config.yaml"
-        path.write_text(yaml.safe_dump(tiny_tree(**sections)))
-        return grid.load(path, [], axes)
-
-    return load
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    return {
-        f"{row.folder.name}/{row.line.ipc}": row.result["sets"][str(row.line.ipc)]["sha256"]
-        for row in comparison.rows(folder)
-    }
-
-
-def numbers(folder: Path) -> list[tuple[Any, ...]]:
-    return [(row.line, row.clients, row.seed, row.top1) for row in comparison.rows(folder)]
+from fedistill.errors import OutputError, PartitionError
+from fedistill.journal import read_events
+from strategies import experiment
 
 
 def test_a_sweep_makes_what_its_federations_make_alone(
@@ -165,169 +130,6 @@ def test_options_that_are_varied_are_compared_like_methods(
     assert [row.result for row in comparison.rows(tmp_path / "sweep")] == [it.result for it in rows]
 
 
-def test_a_federation_that_fails_is_noted_and_tried_again(
-    tmp_path: Path, make: Callable[..., grid.Grid], monkeypatch: pytest.MonkeyPatch
-):
-    plan = make(SweepConfig(clients=(1, 2)))
-    real = client_app.make_share
-
-    def fail(config: Any, *args: Any, **options: Any) -> Any:
-        if config.partition.clients == 1:
-            raise MemoryError("too large")
-        return real(config, *args, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(client_app, "make_share", fail)
-        with pytest.raises(RunError, match=r"1 of 2 federations failed(.|\n)*too large"):
-            sweep.run(plan, tmp_path / "sweep", "local")
-    states = [run["status"] for run in comparison.read(tmp_path / "sweep")["runs"]]
-    assert states == ["failed", "done"]
-    state = sweep.run(plan, tmp_path / "sweep", "local")
-    assert [run["status"] for run in state["runs"]] == ["done", "done"]
-
-
-def test_a_federation_that_brings_the_simulation_down_does_so_twice_at_most(
-    tmp_path: Path, make: Callable[..., grid.Grid], monkeypatch: pytest.MonkeyPatch
-):
-    plan = make(SweepConfig(clients=(1, 2)))
-    real, deaths = server_app._tracked, []
-
-    def die(config: Any, *args: Any) -> None:
-        if config.partition.clients == 1:
-            deaths.append(1)
-            raise WorkerDied("the worker process of client 0 died")
-        real(config, *args)
-
-    monkeypatch.setattr(server_app, "_tracked", die)
-    with pytest.raises(RunError, match="the worker process of client 0 died"):
-        sweep.run(plan, tmp_path / "sweep", "local")
-    states = [run["status"] for run in comparison.read(tmp_path / "sweep")["runs"]]
-    assert states == ["failed", "done"]
-    assert len(deaths) == 1
-
-
-def test_a_sweep_grows_by_federations_and_refuses_another_config(
-    tmp_path: Path, make: Callable[..., grid.Grid]
-):
-    sweep.run(make(SweepConfig(clients=(2,), ipc=(1,))), tmp_path / "sweep", "local")
-    state = sweep.run(make(SweepConfig(clients=(1,), ipc=(1,))), tmp_path / "sweep", "local")
-    assert state["axes"]["clients"] == [1, 2]
-    assert [run["status"] for run in state["runs"]] == ["done", "done"]
-    before = hashes(tmp_path / "sweep")
-    other = make(SweepConfig(clients=(2,), ipc=(1,)), student={"epochs": 3})
-    with pytest.raises(OutputError, match=r"differs in student\.epochs"):
-        sweep.run(other, tmp_path / "sweep", "local")
-    assert hashes(tmp_path / "sweep") == before
-
-
-def test_an_experiment_keeps_its_folder_whatever_axes_a_later_command_names(
-    tmp_path: Path, make: Callable[..., grid.Grid]
-):
-    """Twice in the table it would look like two seeds."""
-    sweep.run(make(SweepConfig(clients=(1,), ipc=(1,))), tmp_path / "sweep", "local")
-    before = hashes(tmp_path / "sweep")
-    more = make(SweepConfig(clients=(1,), ipc=(1,), alpha=("iid", 0.3), distiller=("sre2l",)))
-    state = sweep.run(more, tmp_path / "sweep", "local")
-    assert [run["folder"] for run in state["runs"]] == [
-        "runs/clients-01_seed-0",
-        "runs/clients-01_alpha-0.3_sre2l_seed-0",
-    ]
-    assert hashes(tmp_path / "sweep").items() > before.items()
-    curves = comparison.curves(comparison.rows(tmp_path / "sweep"))
-    assert {line.alpha: curve[1].n for line, curve in curves.items()} == {None: 1, 0.3: 1}
-    saved = config_file.load(tmp_path / "sweep" / results.CONFIG)
-    assert saved.sweep is not None
-    assert saved.sweep.alpha == ("iid", 0.3)
-    assert len(state["commands"]) == 1  # the same command line, that of the tests
-
-
-@pytest.mark.parametrize(
-    ("axes", "sections", "says"),
-    [
-        ({}, {"relabel": {"views": 7}}, r"relabel\.views"),
-        ({}, {"data": {"name": "digits", "fraction": 0.5}}, r"data\.fraction"),
-        ({"alpha": (0.3,)}, {"student": {"epochs": 3}}, r"student\.epochs"),
-        ({"distiller": ("random",)}, {"teacher": {"epochs": 7}}, r"teacher\.epochs"),
-        ({"distiller": ("random",), "alpha": (0.3,)}, {}, ""),
-        ({"ipc": (3,)}, {"federation": {"deadline_s": 77}, "baselines": ["hard_label"]}, ""),
-        ({"vary": {"relabel.views": (2,)}}, {}, ""),
-    ],
-)
-def test_only_what_can_be_compared_joins_a_sweep(
-    tmp_path: Path, make: Callable[..., grid.Grid], axes: Any, sections: Any, says: str
-):
-    """One chart would show as one line what differs in more than the number of clients."""
-    first = make(SweepConfig(clients=(2,), ipc=(1,)))
-    output = tmp_path / "sweep"
-    output.mkdir()
-    sweep_folder.claim(first, output, [it.as_dict() for it in first.federations], [])
-    other = make(SweepConfig(**{"clients": (3,), "ipc": (1,), **axes}), **sections)
-    if says:
-        with pytest.raises(OutputError, match=says):
-            sweep_folder.check(other, output)
-    else:
-        sweep_folder.check(other, output)
-
-
-def test_what_a_sweep_left_that_never_began_is_no_obstacle(
-    tmp_path: Path, make: Callable[..., grid.Grid], monkeypatch: pytest.MonkeyPatch
-):
-    def stop(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    plan = make(SweepConfig(clients=(1,), ipc=(1,)))
-    with monkeypatch.context() as patch:
-        patch.setattr(sweep, "plan", stop)
-        with pytest.raises(KeyboardInterrupt):
-            sweep.run(plan, tmp_path / "sweep", "local")
-    assert sorted(path.name for path in (tmp_path / "sweep").iterdir()) == [
-        ".fedistill.lock",
-        "store",
-    ]
-    assert sweep.run(plan, tmp_path / "sweep", "local")["runs"][0]["status"] == "done"
-
-
-def test_where_flower_does_not_start_no_federation_is_blamed(
-    tmp_path: Path, make: Callable[..., grid.Grid], monkeypatch: pytest.MonkeyPatch
-):
-    plan = make(SweepConfig(clients=(1, 2)))
-
-    def broken(*_: Any) -> None:
-        raise RunError("the SuperLink did not start")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(runner, "execute", broken)
-        with pytest.raises(RunError, match="did not start; no federation had begun"):
-            sweep.run(plan, tmp_path / "sweep", "local")
-    states = [run["status"] for run in comparison.read(tmp_path / "sweep")["runs"]]
-    assert states == ["todo", "todo"]
-
-
-def test_a_federation_whose_process_died_has_failed_in_its_journal(
-    tmp_path: Path, make: Callable[..., grid.Grid], monkeypatch: pytest.MonkeyPatch
-):
-    plan = make(SweepConfig(clients=(1,)))
-
-    def die(config: Any, output: Path, *_: Any) -> None:
-        Journal(output).start(experiment="e", run_name="n", tags={}, uri=None)
-        raise WorkerDied("out of memory")
-
-    monkeypatch.setattr(server_app, "_tracked", die)
-    with pytest.raises(RunError, match="out of memory"):
-        sweep.run(plan, tmp_path / "sweep", "local")
-    journal = tmp_path / "sweep" / plan.federations[0].folder / "tracking.jsonl"
-    *_, last = (event for event, _ in read_events(journal))
-    assert (last["event"], last["status"]) == ("end", "FAILED")
-
-
-def test_a_place_that_cannot_be_a_folder_is_refused(tmp_path: Path, make: Callable[..., grid.Grid]):
-    (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="cannot be written"):
-        sweep.run(make(), tmp_path / "file" / "sweep", "local")
-    with pytest.raises(OutputError, match="is a file"):
-        sweep.dry_run(make(), tmp_path / "sweep", tmp_path / "file")
-
-
 def test_what_the_data_do_not_allow_is_found_before_anything_runs(
     tmp_path: Path, make: Callable[..., grid.Grid]
 ):
@@ -348,33 +150,3 @@ def test_a_run_refuses_a_config_with_axes(tmp_path: Path, make: Callable[..., gr
     with pytest.raises(ConfigError, match="use `fedistill sweep`"):
         runner.run(config, tmp_path / "out", "local")
     assert json.loads(json.dumps(config_file.to_dict(config)))["sweep"]["clients"] == [1, 2]
-
-
-def test_what_an_earlier_command_left_is_done_with_as_many_nodes_as_it_needs(
-    tmp_path: Path, make: Callable[..., grid.Grid], monkeypatch: pytest.MonkeyPatch
-):
-    first = make(SweepConfig(clients=(3,), ipc=(1,)))
-
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(server_app, "_tracked", stop)
-        with pytest.raises(KeyboardInterrupt):
-            sweep.run(first, tmp_path / "sweep", "local")
-    state = sweep.run(make(SweepConfig(clients=(1,), ipc=(1,))), tmp_path / "sweep", "local")
-    assert {run["clients"]: run["status"] for run in state["runs"]} == {3: "done", 1: "done"}
-
-
-def test_what_mlflow_missed_of_a_sweep_is_sent_by_one_command(
-    tmp_path: Path, make: Callable[..., grid.Grid], capsys: pytest.CaptureFixture[str]
-):
-    uri = f"sqlite:///{tmp_path / 'later.db'}"
-    plan = make(SweepConfig(clients=(1, 2), ipc=(1,)), tracking={"enabled": False, "uri": uri})
-    sweep.run(plan, tmp_path / "sweep", "local")
-    assert not (tmp_path / "later.db").exists()
-    cli.app(["track", str(tmp_path / "sweep")], standalone_mode=False)
-    told = capsys.readouterr().out
-    for it in plan.federations:
-        assert f"{it.folder} is in MLflow as run" in told
-        assert stored_run(tmp_path / "sweep" / it.folder) is not None

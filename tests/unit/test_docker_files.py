@@ -1,27 +1,19 @@
 """The files of docker/, checked without an engine: what they name exists, nothing is left open."""
 
-import contextlib
-import http.server
-import io
 import re
-import subprocess
-import sys
-import threading
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from installed import DOCKER, ROOT, help_of
 from packaging.requirements import Requirement
 
 from fedistill import config_file
 
-ROOT = Path(__file__).resolve().parents[2]
-DOCKER = ROOT / "docker"
 STACKS = {
     "plain": ("compose.yaml",),
     "tls": ("compose.yaml", "compose.tls.yaml"),
@@ -31,7 +23,6 @@ STACKS = {
 }
 REPLACED = ("command", "entrypoint", "test")  # lists that a later file does not append to
 ONCE = ("register",)
-
 Tree = dict[str, Any]
 
 
@@ -73,21 +64,6 @@ def services(*names: str) -> list[Any]:
 
 def networks(service: Tree) -> set[str]:
     return set(service["networks"])
-
-
-@cache
-def help_of(*command: str) -> str:
-    """What an installed program says of its options; here, where most of it is loaded already."""
-    program, *_ = entry_points(group="console_scripts", name=command[0])
-    said = io.StringIO()
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        contextlib.redirect_stdout(said),
-        contextlib.suppress(SystemExit),
-    ):
-        patch.setattr(sys, "argv", [*command, "--help"])
-        program.load()()
-    return said.getvalue()
 
 
 def instructions(name: str) -> Iterator[tuple[str, str]]:
@@ -295,81 +271,6 @@ def test_the_devices_of_compose_divide_the_data_of_the_example() -> None:
     nodes = [tomllib.loads((DOCKER / f"devices/device-{n}.toml").read_text()) for n in "12"]
     assert [node["partition-id"] for node in nodes] == [0, 1]
     assert {node["num-partitions"] for node in nodes} == {config.partition.clients} == {2}
-
-
-def register(folder: Path, flwr: str, keys: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run register.sh with a stand-in for Flower's command."""
-    (folder / "bin").mkdir()
-    (folder / "keys").mkdir()
-    command = folder / "bin" / "flwr"
-    command.write_text(f'#!/bin/sh\necho "$@" >> {folder}/calls\n{flwr}\n')
-    command.chmod(0o755)
-    for name, key in keys.items():
-        (folder / "keys" / name).write_text(key)
-    return subprocess.run(
-        ["sh", DOCKER / "register.sh", folder / "keys", "superlink:8000", "/ca.crt"],
-        env={"PATH": f"{folder / 'bin'}:/usr/bin:/bin", "FLWR_HOME": str(folder / "home")},
-        capture_output=True,
-        text=True,
-        timeout=20,
-        check=False,
-    )
-
-
-def test_all_public_keys_are_registered(tmp_path: Path) -> None:
-    done = register(tmp_path, "", {"a.pub": "", "b.pub": "", "b.key": ""})
-    assert (done.returncode, done.stdout) == (0, "a: registered\nb: registered\n")
-    keys = tmp_path / "keys"
-    assert (tmp_path / "calls").read_text().splitlines() == [
-        f"supernode register {keys}/{name}.pub docker --name {name}" for name in "ab"
-    ]
-    written = tomllib.loads((tmp_path / "home" / "config.toml").read_text())
-    expected = {"address": "superlink:8000", "root-certificates": "/ca.crt"}
-    assert written == {"superlink": {"docker": expected}}
-    assert "--name" in help_of("flwr", "supernode", "register")
-
-
-def test_a_key_that_is_known_is_no_mistake(tmp_path: Path) -> None:
-    done = register(tmp_path, 'echo "Error: Public key already in use" >&2; exit 1', {"a.pub": ""})
-    assert (done.returncode, done.stdout) == (0, "a: known\n")
-
-
-@pytest.mark.parametrize(
-    ("flwr", "keys", "said"),
-    [
-        ('echo "no connection"; exit 1', {"a.pub": ""}, "a: refused\nno connection"),
-        ("", {"a.key": ""}, "no public key (*.pub) in"),
-    ],
-)
-def test_anything_else_is_a_mistake(
-    tmp_path: Path, flwr: str, keys: dict[str, str], said: str
-) -> None:
-    done = register(tmp_path, flwr, keys)
-    assert done.returncode == 1
-    assert said in done.stderr
-
-
-class Answer(http.server.BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.send_response(200 if self.path == "/health" else 503)
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.mark.parametrize(("path", "code"), [("/health", 0), ("/busy", 1)])
-def test_healthy_says_whether_an_address_answers(path: str, code: int) -> None:
-    with http.server.HTTPServer(("127.0.0.1", 0), Answer) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}{path}"
-        command = [sys.executable, DOCKER / "healthy.py", url]
-        assert subprocess.run(command, capture_output=True, check=False).returncode == code
-        server.shutdown()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1  # nobody is there any more
-    assert url in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 def test_commands_of_the_readme_name_their_files() -> None:

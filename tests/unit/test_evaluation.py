@@ -4,58 +4,38 @@ import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fakes import CONVNET, CPU, tiny_config, tiny_images, tiny_set, tiny_spec, tiny_teacher
+from fakes import CPU, tiny_config, tiny_set, tiny_teacher
+from scored import (
+    HELD,
+    MODEL,
+    SHARDS,
+    SPEC,
+    TEACHERS,
+    TEST,
+    TRAIN,
+    config,
+    evaluator,
+    refined,
+    scored,
+)
 from torch import nn
 
 from fedistill import baselines, config_file, evaluation, rivals, scoring, slots
 from fedistill import student as students
-from fedistill.config import Config, ModelConfig, RelabelConfig
+from fedistill.config import Config, ModelConfig
 from fedistill.crops import ViewOptions
 from fedistill.distillers.base import Task
-from fedistill.evaluation import Evaluator
 from fedistill.images import ImageSet
-from fedistill.relabel import relabel, view_options
+from fedistill.relabel import view_options
 from fedistill.scoring import Scores
 from fedistill.sets import SyntheticSet
-from fedistill.store import Store
 from fedistill.student import Score
 from fedistill.teacher import Committee
 from fedistill.training import accuracy, load_weights, top1
-
-SPEC = tiny_spec()
-TRAIN = tiny_images(8)  # 24 images, class by class in turn
-TEST = tiny_images(5, seed=9)
-SHARDS = [torch.arange(0, 9), torch.arange(9, 24)]  # 3 and 5 images of every class
-HELD = {
-    client: TRAIN.select(index).histogram(SPEC.num_classes) for client, index in enumerate(SHARDS)
-}
-TEACHERS = {client: tiny_teacher(client) for client in range(2)}
-MODEL = CONVNET
-
-
-def config(*rows: str, **student: Any) -> Config:
-    recipe = {"epochs": 1, "seeds": 2, "models": [{"name": "convnet", "depth": 2, "width": 8}]}
-    return tiny_config(baselines=list(rows), student={**recipe, **student})
-
-
-def refined(synthetic: SyntheticSet, views: RelabelConfig) -> SyntheticSet:
-    return relabel(synthetic, TEACHERS, views, seed=0, device=CPU, dtype=torch.float32)
-
-
-def evaluator(settings: Config) -> Evaluator:
-    return Evaluator(config=settings, spec=SPEC, test=TEST, device=CPU, dtype=torch.float32)
-
-
-def scored(settings: Config, *sizes: int) -> dict[int, Scores]:
-    sets = {ipc: refined(tiny_set(ipc), settings.relabel) for ipc in sizes or (2,)}
-    judge = evaluator(settings)
-    answers = judge.answers(list(TEACHERS.values()))
-    return dict(scoring.score_all(judge, sets, TRAIN, SHARDS, HELD, TEACHERS, answers, refined))
 
 
 @dataclass
@@ -267,65 +247,6 @@ def test_real_images_beside_a_mosaic_are_seen_whole():
     assert (views.tiles, views.tile_share, views.scale, views.shift) == (1, 0.0, (1.0, 1.0), 4)
     plain = tiny_config()
     assert rivals.whole_image_views(plain) == plain.relabel
-
-
-def forbidden(*_: Any, **__: Any) -> Any:
-    raise AssertionError("the student should have been read from the store")
-
-
-def test_students_come_from_the_store_with_the_same_scores(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    settings = config("full_data", "hard_label")
-    synthetic = refined(tiny_set(2), settings.relabel)
-
-    def scores() -> Scores:
-        judge = replace(evaluator(settings), store=Store(tmp_path))
-        found = scoring.score_all(judge, {2: synthetic}, TRAIN, SHARDS, HELD, TEACHERS, [], refined)
-        return dict(found)[2]
-
-    first = scores()
-    monkeypatch.setattr(students, "train", forbidden)
-    monkeypatch.setattr(evaluation, "squeeze", forbidden)
-    second = scores()
-    assert second.as_dict() == first.as_dict()
-    for name, score in first.students.items():
-        kept = second.students[name]
-        assert kept.curves == score.curves
-        assert score.network is not None
-        assert kept.network is not None
-        for key, tensor in score.network.state_dict().items():
-            assert torch.equal(kept.network.state_dict()[key], tensor)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"student": {"epochs": 2}},
-        {"student": {"models": [{"name": "convnet", "depth": 1, "width": 8}]}},
-        {"seed": 1},
-        {"relabel": {"scale": [0.5, 1.0]}},
-    ],
-    ids=["recipe", "model", "seed", "views"],
-)
-def test_another_student_is_trained(change: dict[str, Any], tmp_path: Path):
-    base = {"student": {"epochs": 1, "seeds": 1}, "relabel": {"scale": [0.6, 1.0]}}
-    other = {key: {**base.get(key, {}), **value} if isinstance(value, dict) else value
-             for key, value in change.items()}  # fmt: skip
-    for sections in (base, {**base, **other}):
-        settings = tiny_config(model={"depth": 2, "width": 8}, **sections)
-        judge = replace(evaluator(settings), store=Store(tmp_path))
-        rows = judge.students(tiny_set(2))
-        judge.score(rows)
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_how_many_students_there_are_decides_nothing_about_one(tmp_path: Path):
-    for count in (1, 3):
-        settings = config(seeds=count, ranking=count == 3)
-        judge = replace(evaluator(settings), store=Store(tmp_path))
-        judge.score(judge.students(tiny_set(2)))
-        assert len(list(tmp_path.iterdir())) == count
 
 
 def test_the_average_of_weights_is_weighted_by_samples():

@@ -1,152 +1,38 @@
 """What a hostile device may answer: each kind is refused with a WireError, and takes no memory."""
 
 import tracemalloc
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from io import BytesIO
-from itertools import pairwise
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from fakes import CONVNET, tiny_config, tiny_set, tiny_spec, tiny_teacher
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from fakes import tiny_config
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
+from replies import (
+    ASKED,
+    BIAS,
+    IMAGES,
+    MANY,
+    REPLIES,
+    SHARE,
+    TEACHER,
+    VARIANCE,
+    Change,
+    bomb,
+    drop,
+    header,
+    put,
+    put_array,
+    raw_header,
+    replaced,
+    sent,
+    teacher,
+)
 
-from fedistill import records, wire, wire_evaluate, wire_labels
-from fedistill.counts import Counts
-from fedistill.crops import ViewOptions
+from fedistill import records, wire
 from fedistill.distillers.base import Trace
 from fedistill.errors import WireError
 from fedistill.models.build import names
-from fedistill.shares import Share
-from fedistill.wire import Description, DistillRequest
-from fedistill.wire_evaluate import EvaluateRequest
-from fedistill.wire_labels import LabelRequest
-
-SPEC = tiny_spec()
-CONFIG = tiny_config()
-TEACHER = {name: tensor.clone() for name, tensor in tiny_teacher().state_dict().items()}
-ASKED = DistillRequest(config=CONFIG, spec=SPEC, partition_id=3, counts=[2, 0, 1])
-SHARE = Share(
-    partition_id=3,
-    images=torch.arange(3 * 64, dtype=torch.uint8).view(3, 1, 8, 8),
-    counts=(2, 0, 1),
-    teachers=(TEACHER,),
-    teacher_curve=[(1, 2.5), (2, 1.25)],
-    recover_curve=[(0, 9.0)],
-    curves={"matching/ipc-10": [(0, 2.0), (7, 0.5)]},
-    seconds={"squeeze": 1.5, "recover": 2.5},
-    warnings=("the shard is small",),
-)
-DESCRIPTION = Description(
-    3,
-    [5, 0, 7],
-    {"python": "3.11", "gpu": ""},
-    name="ward 3",
-    model="name: convnet\ndepth: 2\n",
-    unknown_classes=("yak",),
-    pixels=((12 * 64, *[0] * 255),),
-    held_out=4,
-)
-TO_LABEL = LabelRequest(
-    config=tiny_config(relabel={"at": "clients"}),
-    spec=SPEC,
-    partition_id=3,
-    images=tiny_set().images,
-    seed=1,
-    options=ViewOptions(),
-    mine=torch.ones(2, 6, dtype=torch.bool),
-)
-
-TO_TEST = EvaluateRequest(
-    config=CONFIG, spec=SPEC, partition_id=3, model=CONVNET, students=(TEACHER, TEACHER)
-)
-COUNTS = Counts((4, 0, 6), ((4, 0, 5), (1, 0, 2)))
-
-Change = Callable[[RecordDict], object]
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A kind of reply: a good one, and who reads it."""
-
-    make: Callable[[], RecordDict]
-    read: Callable[[RecordDict], Any]
-
-
-REPLIES = {
-    "share": Reply(
-        lambda: wire.encode_share(SHARE), lambda content: wire.decode_share(content, ASKED)
-    ),
-    "description": Reply(
-        lambda: wire.encode_description(DESCRIPTION),
-        lambda content: wire.decode_description(content, SPEC),
-    ),
-    "labels": Reply(
-        lambda: wire_labels.encode_answers(3, torch.zeros(12, 3).half()),
-        lambda content: wire_labels.decode_answers(content, TO_LABEL),
-    ),
-    "counts": Reply(
-        lambda: wire_evaluate.encode_counts(3, COUNTS),
-        lambda content: wire_evaluate.decode_counts(content, TO_TEST, held_out=10),
-    ),
-}
-
-
-def sent(content: RecordDict) -> RecordDict:
-    proto = recorddict_to_proto(content)
-    return recorddict_from_proto(type(proto).FromString(proto.SerializeToString()))
-
-
-def put(record: str, key: str, value: Any) -> Change:
-    """Change a value of a metric or config record."""
-    return lambda content: content[record].update({key: value})  # type: ignore[dict-item]
-
-
-def put_array(record: str, name: str, value: Any) -> Change:
-    array = value if isinstance(value, Array) else Array(np.asarray(value))
-    return lambda content: content.array_records[record].update({name: array})
-
-
-def drop(record: str, key: str) -> Change:
-    return lambda content: content[record].pop(key)
-
-
-def replaced(record: str, other: Any) -> Change:
-    return lambda content: content.update({record: other})
-
-
-def header(descr: str, shape: tuple[int, ...], data: bytes = b"...") -> Array:
-    """An array whose header says what it likes, and little follows."""
-    file = BytesIO()
-    form = {"descr": descr, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, form)
-    return Array("uint8", (3,), "numpy.ndarray", file.getvalue() + data)
-
-
-def raw_header(text: str) -> Array:
-    head = text.encode()
-    magic = b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little")
-    return Array("uint8", (3,), "numpy.ndarray", magic + head)
-
-
-def teacher(name: str, value: Any) -> Change:
-    return put_array("teacher-0", name, value)
-
-
-def bomb(first: str) -> str:
-    """YAML of lists: each names the one before nine times."""
-    lines = [f"- &{it} [{','.join([f'*{before}'] * 9)}]" for before, it in pairwise("abcdefg")]
-    return "\n".join([first, *lines])
-
-
-IMAGES = Array(SHARE.images.numpy())
-BIAS, VARIANCE = "classifier.bias", next(name for name in TEACHER if "running_var" in name)
-MANY = 200_000
 
 HOSTILE: dict[str, dict[str, Change]] = {
     "share": {
@@ -402,102 +288,3 @@ def test_a_reply_that_flower_would_not_serialise_has_a_size():
     array = content.array_records["set"]["images"]
     content.array_records["set"]["images"] = Array("uint8", (2**40,), array.stype, array.data)
     assert 0 < wire.size(content) < 1_000_000
-
-
-# Anything in the place of anything
-
-scalars = st.one_of(
-    st.integers(-(2**63), 2**64 - 1),
-    st.floats(),
-    st.lists(st.integers(-(2**63), 2**63 - 1), max_size=5),
-    st.lists(st.floats(), max_size=5),
-)
-values = st.one_of(
-    scalars,
-    st.booleans(),
-    st.text(max_size=30),
-    st.binary(max_size=30),
-    st.lists(st.booleans(), max_size=3),
-    st.lists(st.text(max_size=9), max_size=3),
-)
-shapes = st.lists(st.integers(0, 9), max_size=4).map(tuple)
-arrays = st.one_of(
-    st.builds(np.zeros, shapes, st.sampled_from(["u1", "f4", "f2", "i8", "c8", "?", "U2", "M8[s]"]))
-    .map(Array),
-    st.builds(
-        Array,
-        st.text(max_size=8),
-        st.lists(st.integers(0, 2**31 - 1), max_size=4).map(tuple),
-        st.sampled_from(["numpy.ndarray", "pickle", ""]),
-        st.one_of(
-            st.binary(max_size=200),
-            st.text(max_size=150).map(lambda text: raw_header(text).data),
-        ),
-    ),
-)  # fmt: skip
-keys = st.one_of(st.text(max_size=12), st.sampled_from(["images", "counts", "name", "logits"]))
-any_record = st.one_of(
-    st.dictionaries(keys, scalars, max_size=3).map(MetricRecord),
-    st.dictionaries(keys, values, max_size=3).map(ConfigRecord),
-    st.dictionaries(keys, arrays, max_size=3).map(ArrayRecord),
-)
-
-
-@st.composite
-def tampered(draw: st.DrawFn) -> tuple[str, RecordDict]:
-    """A good reply with one to three things changed, added or taken away."""
-    reply = draw(st.sampled_from(sorted(REPLIES)))
-    content = REPLIES[reply].make()
-    for _ in range(draw(st.integers(1, 3))):
-        name = draw(st.one_of(st.sampled_from(sorted(content) or ["set"]), st.text(max_size=9)))
-        record = content.get(name)
-        action = draw(st.sampled_from(["record", "value", "value", "value", "key", "drop", "gone"]))
-        if record is None or action == "record":
-            content[name] = draw(any_record)
-        elif action == "gone":
-            del content[name]
-        else:
-            known = st.sampled_from(sorted(record)) if record else keys
-            key = draw(keys if action == "key" else known)
-            if action == "drop":
-                record.pop(key, None)
-            elif isinstance(record, ArrayRecord):
-                record[key] = draw(arrays)
-            else:
-                record[key] = draw(scalars if isinstance(record, MetricRecord) else values)
-    return reply, content
-
-
-@settings(max_examples=150)
-@given(case=tampered())
-def test_whatever_arrives_is_read_as_a_good_reply_or_is_a_wire_error(
-    case: tuple[str, RecordDict],
-):
-    reply, content = case
-    try:
-        found = REPLIES[reply].read(sent(content))
-    except WireError:
-        return
-    if isinstance(found, Share):
-        assert found.images.shape == SHARE.images.shape
-        assert found.counts == SHARE.counts
-        assert {name: it.shape for name, it in found.teachers[0].items()} == {
-            name: it.shape for name, it in TEACHER.items()
-        }
-        assert all(np.isfinite(value) for _, value in [*found.teacher_curve, *found.recover_curve])
-        assert all(0 <= value < np.inf for value in found.seconds.values())
-    elif isinstance(found, Description):
-        assert len(found.histogram) == 3
-        assert min(found.histogram) >= 0
-        assert found.name.isprintable()
-        assert len(found.name) <= 64
-    elif isinstance(found, Counts):
-        assert sum(found.images) == 10
-        assert all(
-            right <= images
-            for row in found.correct
-            for right, images in zip(row, found.images, strict=True)
-        )
-    else:
-        assert found.shape == (12, 3)
-        assert found.isfinite().all()

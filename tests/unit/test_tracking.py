@@ -3,8 +3,6 @@
 import json
 import math
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from journals import CONFIG, write_run
 
-from fedistill import mlflow_store
 from fedistill.errors import UserError
-from fedistill.journal import absolute_uri, read_events
+from fedistill.journal import read_events
 from fedistill.tracking import (
     Journal,
     MlflowSink,
@@ -24,44 +22,13 @@ from fedistill.tracking import (
     deliver,
     flatten,
     stored_run,
-    ui_command,
 )
 
 SECRET_URI = "http://ann:s3cret@127.0.0.1:9/mlflow?token=s3cret"
-CONFIG = {
-    "seed": 0,
-    "data": {"name": "digits", "size": None},
-    "distill": {"ipc": (1, 10, 50), "options": {}},
-    "model": ({"name": "convnet"}, {"name": "resnet18"}),
-}
 
 
 def no_warning(message: str) -> None:
     raise AssertionError(message)
-
-
-def write_run(folder: Path, uri: str | None, name: str = "N=05 sre2l s0") -> Journal:
-    """Write the journal of a small run: 2 clients, 1 set, artefacts, curves."""
-    journal = Journal(folder)
-    journal.start(experiment="fedistill-digits", run_name=name, tags={"sweep_id": "s1"}, uri=uri)
-    journal.params(CONFIG)
-    for client in range(2):
-        run = f"client/{client:02}"
-        journal.child(run, f"N=05 client={client:02}", "client", {"partition_id": client})
-        journal.curve("teacher/val_acc", [(e, 10.0 * e + client) for e in range(20)], run=run)
-    journal.child("ipc/010", "N=05 ipc=010", "ipc", {"ipc": 10, "num_clients": 5})
-    journal.curve("acc_vs_clients", [(5, 90.0), (5, 90.0), (5, 91.0)], run="ipc/010")
-    journal.metrics({"acc_mean/ipc_010": 90.5, "odd (name)": 1, "none": math.nan, "inf": math.inf})
-    journal.metrics({"phase_seconds/recover": 3.5}, step=2)
-    (folder / "config.yaml").write_text("seed: 0\n")
-    (folder / "figures").mkdir(exist_ok=True)
-    (folder / "figures" / "set.png").write_bytes(b"png")
-    journal.artifact(folder / "config.yaml", "config")
-    journal.artifact(folder / "figures", "figures")
-    journal.tags({"phase": "done"})
-    journal.experiment_tags({"mlflow.note.content": "notes"})
-    journal.end("FINISHED")
-    return journal
 
 
 @dataclass
@@ -299,57 +266,6 @@ def test_store_leaves_nothing_beside_the_database(live: Live) -> None:
     names = {path.name for path in live.folder.parent.iterdir()}
     assert {"mlflow.db", "mlartifacts", "run"} <= names
     assert not (Path.cwd() / "mlruns").exists()
-
-
-@pytest.mark.parametrize("content", [None, "", '{"event": "metrics"}\n'])
-def test_folder_without_a_started_run_is_refused(tmp_path: Path, content: str | None) -> None:
-    if content is not None:
-        (tmp_path / "tracking.jsonl").write_text(content)
-    with pytest.raises(UserError, match="started run"):
-        deliver(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} <= {"tracking.jsonl"}
-
-
-def test_missing_mlflow_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_run(tmp_path, None)
-    monkeypatch.setitem(sys.modules, "mlflow", None)
-    with pytest.raises(UserError, match="pip install mlflow"):
-        deliver(tmp_path)
-
-
-def test_module_imports_neither_mlflow_nor_torch() -> None:
-    code = "import sys, fedistill.tracking; sys.exit(bool({'mlflow', 'torch'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-@pytest.mark.parametrize(
-    ("name", "key"),
-    [
-        ("teacher/val_acc", "teacher/val_acc"),
-        ("acc@5 (%)", "acc_5 ___"),
-        ("/a//b/../c/", "a/b/c"),
-        ("..", "_"),
-        ("x" * 300, "x" * 250),
-    ],
-)
-def test_keys_become_ones_that_mlflow_takes(name: str, key: str) -> None:
-    assert mlflow_store._key(name) == key
-
-
-def test_ui_command() -> None:
-    page = "/#/experiments/7/runs?workflowType=machine_learning"
-    command = ui_command("sqlite:////a b/mlflow.db", "7")
-    assert "mlflow ui --backend-store-uri 'sqlite:////a b/mlflow.db'" in command
-    assert command.endswith(f"http://127.0.0.1:5000{page}")
-    assert ui_command("http://ann:pw@host:5000/", "7") == f"http://host:5000{page}"
-    assert ui_command("http://host:5000") == "http://host:5000"
-
-
-def test_sqlite_stores_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert default_uri(Path()) == absolute_uri("sqlite:///mlflow.db")
-    assert absolute_uri("sqlite:///mlflow.db") == f"sqlite:///{Path.cwd()}/mlflow.db"
-    assert absolute_uri("http://host") == "http://host"
 
 
 def all_text(folder: Path) -> str:

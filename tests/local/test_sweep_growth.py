@@ -1,0 +1,118 @@
+"""A sweep's folder: what may join it, what is left in it, what may not be one."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sweeps import hashes
+
+from fedistill import comparison, config_file, grid, results, sweep, sweep_folder
+from fedistill.config import SweepConfig
+from fedistill.errors import OutputError
+from strategies import server_app
+
+
+def test_a_sweep_grows_by_federations_and_refuses_another_config(
+    tmp_path: Path, make: Callable[..., grid.Grid]
+):
+    sweep.run(make(SweepConfig(clients=(2,), ipc=(1,))), tmp_path / "sweep", "local")
+    state = sweep.run(make(SweepConfig(clients=(1,), ipc=(1,))), tmp_path / "sweep", "local")
+    assert state["axes"]["clients"] == [1, 2]
+    assert [run["status"] for run in state["runs"]] == ["done", "done"]
+    before = hashes(tmp_path / "sweep")
+    other = make(SweepConfig(clients=(2,), ipc=(1,)), student={"epochs": 3})
+    with pytest.raises(OutputError, match=r"differs in student\.epochs"):
+        sweep.run(other, tmp_path / "sweep", "local")
+    assert hashes(tmp_path / "sweep") == before
+
+
+def test_an_experiment_keeps_its_folder_whatever_axes_a_later_command_names(
+    tmp_path: Path, make: Callable[..., grid.Grid]
+):
+    """Twice in the table it would look like two seeds."""
+    sweep.run(make(SweepConfig(clients=(1,), ipc=(1,))), tmp_path / "sweep", "local")
+    before = hashes(tmp_path / "sweep")
+    more = make(SweepConfig(clients=(1,), ipc=(1,), alpha=("iid", 0.3), distiller=("sre2l",)))
+    state = sweep.run(more, tmp_path / "sweep", "local")
+    assert [run["folder"] for run in state["runs"]] == [
+        "runs/clients-01_seed-0",
+        "runs/clients-01_alpha-0.3_sre2l_seed-0",
+    ]
+    assert hashes(tmp_path / "sweep").items() > before.items()
+    curves = comparison.curves(comparison.rows(tmp_path / "sweep"))
+    assert {line.alpha: curve[1].n for line, curve in curves.items()} == {None: 1, 0.3: 1}
+    saved = config_file.load(tmp_path / "sweep" / results.CONFIG)
+    assert saved.sweep is not None
+    assert saved.sweep.alpha == ("iid", 0.3)
+    assert len(state["commands"]) == 1  # the same command line, that of the tests
+
+
+@pytest.mark.parametrize(
+    ("axes", "sections", "says"),
+    [
+        ({}, {"relabel": {"views": 7}}, r"relabel\.views"),
+        ({}, {"data": {"name": "digits", "fraction": 0.5}}, r"data\.fraction"),
+        ({"alpha": (0.3,)}, {"student": {"epochs": 3}}, r"student\.epochs"),
+        ({"distiller": ("random",)}, {"teacher": {"epochs": 7}}, r"teacher\.epochs"),
+        ({"distiller": ("random",), "alpha": (0.3,)}, {}, ""),
+        ({"ipc": (3,)}, {"federation": {"deadline_s": 77}, "baselines": ["hard_label"]}, ""),
+        ({"vary": {"relabel.views": (2,)}}, {}, ""),
+    ],
+)
+def test_only_what_can_be_compared_joins_a_sweep(
+    tmp_path: Path, make: Callable[..., grid.Grid], axes: Any, sections: Any, says: str
+):
+    """One chart would show as one line what differs in more than the number of clients."""
+    first = make(SweepConfig(clients=(2,), ipc=(1,)))
+    output = tmp_path / "sweep"
+    output.mkdir()
+    sweep_folder.claim(first, output, [it.as_dict() for it in first.federations], [])
+    other = make(SweepConfig(**{"clients": (3,), "ipc": (1,), **axes}), **sections)
+    if says:
+        with pytest.raises(OutputError, match=says):
+            sweep_folder.check(other, output)
+    else:
+        sweep_folder.check(other, output)
+
+
+def test_what_a_sweep_left_that_never_began_is_no_obstacle(
+    tmp_path: Path, make: Callable[..., grid.Grid], monkeypatch: pytest.MonkeyPatch
+):
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    plan = make(SweepConfig(clients=(1,), ipc=(1,)))
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep, "plan", stop)
+        with pytest.raises(KeyboardInterrupt):
+            sweep.run(plan, tmp_path / "sweep", "local")
+    assert sorted(path.name for path in (tmp_path / "sweep").iterdir()) == [
+        ".fedistill.lock",
+        "store",
+    ]
+    assert sweep.run(plan, tmp_path / "sweep", "local")["runs"][0]["status"] == "done"
+
+
+def test_a_place_that_cannot_be_a_folder_is_refused(tmp_path: Path, make: Callable[..., grid.Grid]):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot be written"):
+        sweep.run(make(), tmp_path / "file" / "sweep", "local")
+    with pytest.raises(OutputError, match="is a file"):
+        sweep.dry_run(make(), tmp_path / "sweep", tmp_path / "file")
+
+
+def test_what_an_earlier_command_left_is_done_with_as_many_nodes_as_it_needs(
+    tmp_path: Path, make: Callable[..., grid.Grid], monkeypatch: pytest.MonkeyPatch
+):
+    first = make(SweepConfig(clients=(3,), ipc=(1,)))
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server_app, "_tracked", stop)
+        with pytest.raises(KeyboardInterrupt):
+            sweep.run(first, tmp_path / "sweep", "local")
+    state = sweep.run(make(SweepConfig(clients=(1,), ipc=(1,))), tmp_path / "sweep", "local")
+    assert {run["clients"]: run["status"] for run in state["runs"]} == {3: "done", 1: "done"}
