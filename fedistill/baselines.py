@@ -11,13 +11,14 @@ number without them says little.
     ensemble     the mean answer of all teachers: no set, N models
     coverage_ensemble  the same, class by class weighted by who has seen how much of the class: as
                  labels are with `relabel: {name: mean, teacher_choice: coverage}`
+    consensus_ensemble  the same, each image by whose it may be: `relabel: {name: consensus}`
     weight_average  the average of the teachers' weights: one model, from N that share no start
     fedavg       the average of weights with a common start, after one round and after several:
                  see `strategies/fedavg.py`
     full_data    the students' network trained on all real data: the upper line
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -25,13 +26,18 @@ from torch import Tensor
 
 from fedistill import registry, slots
 from fedistill.distillers.base import Distiller, Task
-from fedistill.relabel import class_weighted
+from fedistill.fusion import class_weighted, consensus
 from fedistill.seeding import derive_seed
 from fedistill.sets import SyntheticSet
 from fedistill.shares import Share, integrate
 from fedistill.slots import Plan
 from fedistill.student import Score
 from fedistill.training import top1
+
+WEIGHTED: Mapping[str, Callable[[Sequence[Tensor], Tensor], Tensor]] = {
+    "coverage_ensemble": class_weighted,
+    "consensus_ensemble": consensus,
+}
 
 
 def coreset_plan(
@@ -106,15 +112,18 @@ def ensemble(answers: Sequence[Tensor], labels: Tensor) -> Score:
     return Score([top1(probabilities.mean(0), labels)], [])
 
 
-def coverage_ensemble(answers: Sequence[Tensor], weights: Tensor, labels: Tensor) -> Score:
-    """Accuracy of all teachers, each with its weight in every class, in percent.
+def weighted_ensemble(
+    name: str, answers: Sequence[Tensor], weights: Tensor, labels: Tensor
+) -> Score:
+    """Accuracy of all teachers, heard as labels of clients with different classes are, in percent.
 
     Args:
+        name: of the row, one of `WEIGHTED`.
         answers: logits of each teacher for the test split, [T, num_classes].
-        weights: of each teacher in each class, as `relabel.class_weights` gives them.
+        weights: of each teacher in each class, as `fusion.class_weights` gives them.
         labels: of the test split, int64 [T].
     """
-    return Score([top1(class_weighted(answers, weights), labels)], [])
+    return Score([top1(WEIGHTED[name](answers, weights), labels)], [])
 
 
 def weight_average(

@@ -51,19 +51,25 @@ __all__ = [
 ]
 
 
+ASK_ALL = ("mean", "consensus")  # ways to label in which every teacher answers for every view
+
+
 @dataclass(frozen=True, kw_only=True)
 class RelabelConfig:
     """How random views of the integrated set are labelled.
 
     name: `mix` draws a random teacher for every view of every image (Distributed Boosting);
     `own` asks the teacher of the client that made the image; `single` asks the teacher
-    with the lowest partition id for all; `mean` averages the logits of all teachers.
+    with the lowest partition id for all; `mean` averages the logits of all teachers; `consensus`
+    averages their probabilities, for every view with those weights of the clients that agree with
+    who has seen what (`fusion.py`).
     A client with several teachers answers with the mean of their logits.
     at: `server` collects the teachers and labels there; `clients` leaves them at home, sends
     the set to every client and collects logits.
     teacher_choice: `uniform`, or `coverage`: `mix` draws teachers in proportion to how many real
     images of the image's class each was trained on; `mean` averages log-probabilities, each
-    class's weighted by how many of its images each teacher was trained on.
+    class's weighted by how many of its images each teacher was trained on; `consensus` finds its
+    weights from the same counts, and has equal ones without them.
     `prior_correction` takes the log of its own class prior from each teacher's logits
     (`answers.py`). Left out, all three follow `partition` (`protocols.py`).
     The view keys left out come from the student protocol. With `tiles` 2, a share `tile_share`
@@ -71,7 +77,7 @@ class RelabelConfig:
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
-    name: Literal["mix", "own", "single", "mean"] | None = None
+    name: Literal["mix", "own", "single", "mean", "consensus"] | None = None
     views: int | None = None
     at: Literal["server", "clients"] = "server"
     teacher_choice: Literal["uniform", "coverage"] | None = None
@@ -93,9 +99,9 @@ class RelabelConfig:
             areas("scale", self.scale or (1.0, 1.0)),
             share(self, "mix_probability", "tile_share"),
             (
-                self.teacher_choice != "coverage" or self.name in ("mix", "mean", None),
+                self.teacher_choice != "coverage" or self.name in ("mix", *ASK_ALL, None),
                 f"teacher_choice is coverage and name is {self.name}, which has no choice of "
-                "teachers; accepted: name: mix or mean, or teacher_choice: uniform",
+                "teachers; accepted: name: mix, mean or consensus, or teacher_choice: uniform",
             ),
         )
 

@@ -77,10 +77,11 @@ def _at_every_ipc(key: str, value: ByIpc | None) -> Rule:
 
 Baseline = Literal[
     "random", "herding", "k_center", "hard_label", "ensemble", "coverage_ensemble",
-    "weight_average", "fedavg", "full_data",
+    "consensus_ensemble", "weight_average", "fedavg", "full_data",
 ]  # fmt: skip
 CORESETS = ("random", "herding", "k_center")  # sets of real images, made by distillers so named
-ENSEMBLES = ("ensemble", "coverage_ensemble")  # no set, the teachers themselves
+# No set, the teachers themselves.
+ENSEMBLES = ("ensemble", "coverage_ensemble", "consensus_ensemble")
 NEED_TEACHERS = ("herding", "k_center", *ENSEMBLES, "weight_average")  # on the server
 NEED_TRAINING_IMAGES = (*CORESETS, "full_data")  # on the server
 TESTED_ON_SERVER = (*ENSEMBLES, "weight_average", "fedavg")  # for they are no students of a set

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from fedistill import planning, registry
-from fedistill.config import Config
+from fedistill.config import ASK_ALL, Config
 from fedistill.config_students import ENSEMBLES
 from fedistill.cores import set_threads, usable_cores
 from fedistill.cotrain import MIB, cotrain
@@ -203,7 +203,7 @@ def _views(config: Config, spec: DataSpec) -> tuple[int, int]:
     student, images = config.student, sum(config.distill.ipc) * spec.num_classes
     sets = 1 + sum(student.seeds if name == "random" else 1 for name in config.coresets)
     rows = len(student.models) + len({*config.baselines} - _WITHOUT_A_SET)
-    asked = config.partition.clients if config.relabel.name == "mean" else 1  # for every view
+    asked = config.partition.clients if config.relabel.name in ASK_ALL else 1  # for every view
     labelled = images * sets * asked * (config.relabel.views or 0)
     trained = sum(ipc * at_ipc(student.epochs or 0, ipc) for ipc in config.distill.ipc)
     return labelled, trained * spec.num_classes * rows * student.seeds

@@ -54,6 +54,7 @@ _UNEVEN_NAME = "mean"
 _UNEVEN_LABELS: Mapping[str, Mapping[str, Any]] = {
     "mix": {"teacher_choice": "coverage", "prior_correction": True},
     "mean": {"teacher_choice": "coverage", "prior_correction": False},
+    "consensus": {"teacher_choice": "coverage", "prior_correction": False},
 }
 
 PROTOCOLS: Mapping[str, Mapping[str, Any]] = {

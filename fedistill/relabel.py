@@ -2,13 +2,14 @@
 
 Distributed Boosting (DB, Eq. 9): every view of every image is labelled by a teacher drawn at
 random among all clients, so the labels of one image come from many teachers over the views,
-as bagging does. `own`, `single` and `mean` are the controls beside it.
+as bagging does. `own`, `single` and `mean` are the controls beside it; `consensus` weighs the
+answers of all for each view of each image.
 
 Each view is labelled once; every student replays it from the seed (FKD).
 
 Where clients hold different classes, `teacher_choice: coverage` draws teachers in proportion to
-their images of the class; with `mean` it weighs them so, class by class. Whether teachers are here
-or at home, `collect` decides who is asked for what; how they answer is in `answers.py`.
+their images of the class; `mean` and `consensus` weigh them by it (`fusion.py`). Whether teachers
+are here or at home, `collect` decides who is asked for what; how they answer is in `answers.py`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,15 +27,13 @@ from fedistill.answers import (
     prior_adjustment,
     warn_of,
 )
-from fedistill.config import RelabelConfig
+from fedistill.config import ASK_ALL, RelabelConfig
 from fedistill.crops import ViewOptions
 from fedistill.errors import ClientsFailed
+from fedistill.fusion import Histograms, class_weighted, class_weights, consensus, coverage
 from fedistill.images import DataSpec
 from fedistill.seeding import derive_seed, generator
 from fedistill.sets import SoftLabels, SyntheticSet
-
-Histograms = Mapping[int, Sequence[int]]  # images of each class that a teacher was trained on
-
 
 # Is given a sheet and, for each teacher asked, which views are its own, bool [views, M]; returns
 # the logits of those who answered, float16 [number of these views, num_classes].
@@ -85,50 +84,6 @@ def choose_teachers(
     else:
         drawn = torch.multinomial(coverage, 1, generator=stream)[:, 0]
     return torch.tensor(teachers)[drawn]
-
-
-def coverage(histograms: Histograms, teachers: Sequence[int], labels: Tensor) -> Tensor:
-    """Return how many images of each image's class every teacher was trained on, float64 [M, N].
-
-    Args:
-        histograms: by partition id.
-        teachers: partition ids.
-        labels: hard labels of the set, [M].
-    """
-    held = torch.tensor([[*histograms[n]] for n in teachers], dtype=torch.float64).T[labels]
-    # Nobody among these saw the class: all are as good.
-    return torch.where(held.sum(1, keepdim=True) > 0, held, torch.ones_like(held))
-
-
-def class_weights(histograms: Histograms, teachers: Sequence[int]) -> Tensor:
-    """Return what each teacher's word on each class weighs in an average, float32 [N, num_classes].
-
-    Its share of the real images of the class that these teachers were trained on. So who never saw
-    a class has no say in it, and who saw nearly all of it decides it nearly alone.
-
-    Args:
-        histograms: by partition id.
-        teachers: partition ids.
-    """
-    num_classes = len(histograms[teachers[0]])
-    held = coverage(histograms, teachers, torch.arange(num_classes)).T
-    return (held / held.sum(0)).float()
-
-
-def class_weighted(answers: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """Return the sum of teachers' log-probabilities, class by class weighted.
-
-    Args:
-        answers: logits of each teacher, [M, num_classes].
-        weights: of each teacher in each class, [N, num_classes].
-
-    Returns:
-        Float32 [M, num_classes].
-    """
-    total = torch.zeros(answers[0].shape)
-    for weight, logits in zip(weights, answers, strict=True):
-        total += weight * logits.float().log_softmax(1)
-    return total
 
 
 def relabel(
@@ -202,7 +157,7 @@ def collect(
     """Let teachers label random views of a set, wherever they are.
 
     What a teacher was asked for and did not answer goes to the others: drawn anew for `mix` and
-    `own`, to the next one for `single`, left out of the average for `mean`.
+    `own`, to the next one for `single`, left out for `mean` and `consensus`.
 
     Args:
         synthetic: the integrated set.
@@ -222,12 +177,12 @@ def collect(
         derive_seed(seed, "relabel", len(synthetic)),
         view_options(config, synthetic.spec),
     )
-    gather = _mean if config.name == "mean" else _dealt
+    gather = _fused if config.name in ASK_ALL else _dealt
     logits = gather(synthetic, list(teachers), config, sheet, ask, histograms)
     return replace(synthetic, soft_labels=SoftLabels(logits, sheet.seed, sheet.options))
 
 
-def _mean(
+def _fused(
     synthetic: SyntheticSet,
     teachers: list[int],
     config: RelabelConfig,
@@ -235,19 +190,27 @@ def _mean(
     ask: Ask,
     histograms: Histograms | None,
 ) -> Tensor:
+    """Let all teachers answer for every view of each image, and make one answer of theirs."""
     everything = torch.ones(sheet.views, len(synthetic), dtype=torch.bool)
     answers = ask(sheet, dict.fromkeys(teachers, everything))
     answered = sorted(answers)
     said = [answers[client] for client in answered]
+    weights = None
     if config.teacher_choice == "coverage":
         assert histograms is not None
-        total = class_weighted(said, class_weights(histograms, answered))
-        total -= total.mean(1, keepdim=True)  # around 0, as logits are: students may copy them
+        weights = class_weights(histograms, answered)
+    if config.name == "consensus":
+        if weights is None:
+            weights = torch.full((len(said), synthetic.spec.num_classes), 1 / len(said))
+        total = consensus(said, weights)
+    elif weights is not None:
+        total = class_weighted(said, weights)
     else:
         total = torch.zeros(everything.numel(), synthetic.spec.num_classes)
         for logits in said:
             total += logits.float()
-        total /= len(said)
+        return (total / len(said)).half().view(*everything.shape, -1)
+    total -= total.mean(1, keepdim=True)  # around 0, as logits are: students may copy them
     return total.half().view(*everything.shape, -1)
 
 

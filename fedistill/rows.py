@@ -10,6 +10,7 @@ _TITLES = {
     "hard_label": "same images, hard labels",
     "ensemble": "teacher ensemble (no set)",
     "coverage_ensemble": "teacher ensemble by class coverage (no set)",
+    "consensus_ensemble": "teacher ensemble by consensus (no set)",
     "weight_average": "average of the teachers' weights",
     "full_data": "all real data",
 }
@@ -20,6 +21,7 @@ _SHORT = {  # for charts on a phone, where the title is too long or not plain en
     "hard_label": "hard labels",
     "ensemble": "teachers' ensemble",
     "coverage_ensemble": "ensemble by coverage",
+    "consensus_ensemble": "ensemble by consensus",
     "weight_average": "average of weights",
     "full_data": "all real data",
 }

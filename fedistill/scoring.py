@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from fedistill import baselines, rivals
 from fedistill.config import Config
 from fedistill.evaluation import Evaluator, Report, Row
+from fedistill.fusion import Histograms, class_weights
 from fedistill.images import ImageSet
 from fedistill.ranking import Ranking
-from fedistill.relabel import Histograms, class_weights
 from fedistill.rivals import Refine
 from fedistill.rows import names
 from fedistill.sets import SyntheticSet
@@ -93,10 +93,10 @@ def score_all(
     once = dict(beside or {})
     if "ensemble" in wanted:
         once["ensemble"] = baselines.ensemble(answers, evaluator.split.labels)
-    if "coverage_ensemble" in wanted:
+    for name in wanted & baselines.WEIGHTED.keys():
         weights = class_weights(histograms, [*teachers])
         labels = evaluator.split.labels
-        once["coverage_ensemble"] = baselines.coverage_ensemble(answers, weights, labels)
+        once[name] = baselines.weighted_ensemble(name, answers, weights, labels)
     if "weight_average" in wanted:
         here = {client: net for client, net in teachers.items() if net is not None}
         samples = {client: sum(held) for client, held in histograms.items()}

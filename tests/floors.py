@@ -10,6 +10,7 @@ FLOORS = [
         "fedistill.mlflow_views",
         "fedistill.models.instance_norm",
         "fedistill.flower_output",
+        "fedistill.fusion",
         "fedistill.processes",
         "fedistill.published",
         "fedistill.published_one_shot",

@@ -5,11 +5,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from fedistill import comparison, published
 from fedistill import published_one_shot as one_shot
 from fedistill.comparison import Point, Row
+from fedistill.config_students import ENSEMBLES
 from fedistill.report.page import Block, Table, score
 from fedistill.report.recorded import Run
 from fedistill.rows import short
 
-_BESIDE = ("fedavg_1", "ensemble", "coverage_ensemble")  # ours, of what they have too
+_BESIDE = ("fedavg_1", *ENSEMBLES)  # ours, of what they have too
 
 
 def beside_one_shot(rows: Sequence[Row]) -> list[Block]:

@@ -56,7 +56,7 @@ def logits_of(strategy: FedDistill, ipc: int = 1) -> Tensor:
 
 
 @pytest.mark.usefixtures("store")
-@pytest.mark.parametrize("name", ["mix", "own", "single", "mean"])
+@pytest.mark.parametrize("name", ["mix", "own", "single", "mean", "consensus"])
 def test_the_set_is_the_same_wherever_the_teachers_are(name: str):
     found = {}
     for where in ("server", "clients"):
@@ -72,7 +72,7 @@ def test_the_set_is_the_same_wherever_the_teachers_are(name: str):
 
 
 @pytest.mark.usefixtures("store")
-@pytest.mark.parametrize("name", ["mix", "mean"])
+@pytest.mark.parametrize("name", ["mix", "mean", "consensus"])
 @pytest.mark.parametrize("clients", ["dirichlet", "pathological"])
 def test_the_set_is_the_same_where_clients_hold_different_classes(clients: str, name: str):
     split = {"name": clients, "clients": 3}
@@ -176,7 +176,7 @@ def test_a_client_that_does_not_label_is_left_out_and_the_others_label_for_it(
 
 
 @pytest.mark.usefixtures("store")
-@pytest.mark.parametrize("name", ["own", "single", "mean"])
+@pytest.mark.parametrize("name", ["own", "single", "mean", "consensus"])
 def test_whichever_way_it_is_labelled_the_others_step_in(
     name: str, monkeypatch: pytest.MonkeyPatch
 ):

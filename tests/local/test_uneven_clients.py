@@ -64,7 +64,7 @@ def test_who_holds_one_class_labels_that_class_alone():
         assert mine.unique().tolist() == [client]
 
 
-@pytest.mark.parametrize("name", ["own", "single", "mean"])
+@pytest.mark.parametrize("name", ["own", "single", "mean", "consensus"])
 def test_the_other_ways_to_label_take_the_correction_too(name: str):
     found = [
         start(uneven("skewed", relabel={"name": name, "prior_correction": wanted}))[0]

@@ -48,10 +48,10 @@ def test_labels_and_slots_follow_what_the_clients_hold(name: str):
 
 
 @pytest.mark.parametrize("name", ["own", "single"])
-def test_a_choice_of_teachers_is_for_mix_and_mean(name: str):
+def test_a_choice_of_teachers_is_not_for_own_and_single(name: str):
     text = refusal(f"relabel: {{name: {name}, teacher_choice: coverage}}")
     assert "teacher_choice" in text
-    assert "accepted: name: mix or mean" in text
+    assert "accepted: name: mix, mean or consensus" in text
     assert loads("relabel: {name: mean, teacher_choice: coverage}")
     filled = loads(f"relabel: {{name: {name}}}\npartition: {{name: dirichlet}}")
     assert filled.relabel.teacher_choice == "uniform"

@@ -29,6 +29,7 @@ from fedistill import student as students
 from fedistill.config import Config, ModelConfig
 from fedistill.crops import ViewOptions
 from fedistill.distillers.base import Task
+from fedistill.fusion import class_weights, consensus
 from fedistill.images import ImageSet
 from fedistill.relabel import view_options
 from fedistill.scoring import Scores
@@ -268,9 +269,9 @@ def test_the_average_of_the_teachers_is_tested_once(seen: Seen):
     assert one.baselines["weight_average"].top1 == [expected]
 
 
-def test_an_ensemble_by_coverage_hears_of_each_class_who_has_seen_it(seen: Seen):
+def test_weighted_ensembles_hear_who_has_seen_a_class(seen: Seen):
     held = {0: [9, 0, 3], 1: [0, 12, 3]}
-    settings = config("coverage_ensemble")
+    settings = config("coverage_ensemble", "consensus_ensemble")
     judge = evaluator(settings)
     answers = judge.answers(list(TEACHERS.values()))
     sets = {2: refined(tiny_set(2), settings.relabel)}
@@ -278,7 +279,10 @@ def test_an_ensemble_by_coverage_hears_of_each_class_who_has_seen_it(seen: Seen)
     one, two = (logits.log_softmax(1) for logits in answers)
     third = (one[:, 2] + two[:, 2]) / 2
     expected = top1(torch.stack([one[:, 0], two[:, 1], third], 1), TEST.labels)
-    assert dict(found)[2].baselines["coverage_ensemble"].top1 == [expected]
+    rows = dict(found)[2].baselines
+    assert rows["coverage_ensemble"].top1 == [expected]
+    agreed = consensus(answers, class_weights(held, [0, 1]))
+    assert rows["consensus_ensemble"].top1 == [top1(agreed, TEST.labels)]
 
 
 def test_several_teachers_of_a_client_all_enter_the_average(

@@ -31,6 +31,10 @@ def test_with_one_teacher_all_ways_agree():
     for other in found[1:]:
         assert torch.equal(found[0], other)
     assert found[0].std() > 0
+    alike = logits(teachers, synthetic, name="consensus")  # but for what no softmax can see
+    torch.testing.assert_close(
+        alike.float().softmax(2), found[0].float().softmax(2), rtol=2e-3, atol=2e-3
+    )
 
 
 def test_own_asks_the_teacher_of_the_client_that_made_the_image():
@@ -64,7 +68,7 @@ def test_mix_asks_all_teachers_about_equally_and_anew_for_each_view():
 
 
 @pytest.mark.parametrize("worst", [math.inf, -math.inf, math.nan, 1e5], ids=str)
-@pytest.mark.parametrize("name", ["mix", "own", "single", "mean"])
+@pytest.mark.parametrize("name", ["mix", "own", "single", "mean", "consensus"])
 def test_who_says_what_is_not_finite_in_half_precision_is_silent(name: str, worst: float):
     """Its labels go to the others, as those of one who has not answered at all."""
     told: list[int] = []
@@ -95,7 +99,7 @@ def test_who_says_what_is_not_finite_in_half_precision_is_silent(name: str, wors
 
 def test_labels_of_nobody_are_an_error():
     worst = {number: Constant([math.nan, 1.0, -1.0]) for number in range(3)}
-    for name in ("mix", "mean"):
+    for name in ("mix", "mean", "consensus"):
         with pytest.raises(ClientsFailed, match="no client is left that labels"):
             logits(worst, name=name)
 
@@ -157,7 +161,7 @@ def test_labels_are_the_teachers_answers_to_the_replayed_views(mix: str, tiles: 
         )
 
 
-@pytest.mark.parametrize("name", ["mix", "mean"])
+@pytest.mark.parametrize("name", ["mix", "mean", "consensus"])
 def test_the_size_of_a_block_does_not_change_the_labels(name: str, monkeypatch: pytest.MonkeyPatch):
     teachers = {number: tiny_teacher(number) for number in range(2)}
     found = []

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from labelling import constant_teachers, labelled, logits
 
 from fedistill.answers import prior_adjustment
-from fedistill.relabel import coverage
+from fedistill.fusion import class_weights, consensus, coverage
 
 HELD = {0: [60, 0, 1], 1: [30, 5, 1], 2: [10, 5, 1]}
 
@@ -63,7 +63,7 @@ def test_balanced_shards_take_nothing_away_bit_for_bit():
             assert not zeros.signbit().any()  # x - 0 is x, for -0 too
     teachers = {number: tiny_teacher(number) for number in range(2)}
     balanced = {0: [41, 41, 41], 1: [41, 41, 41]}
-    for name in ("mix", "own", "single", "mean"):
+    for name in ("mix", "own", "single", "mean", "consensus"):
         plain = labelled(teachers, name=name)
         corrected = labelled(teachers, name=name, histograms=balanced, prior_correction=True)
         assert corrected.sha256 == plain.sha256
@@ -94,3 +94,22 @@ def test_each_teacher_is_corrected_by_its_own_prior(name: str):
     rows = {tuple(row) for row in found.tolist()}
     wanted = [tuple(row) for row in expected.tolist()]
     assert rows == set(wanted[:1] if name == "single" else wanted)
+
+
+@pytest.mark.parametrize("choice", ["uniform", "coverage"])
+def test_a_consensus_is_found_of_corrected_answers(choice: str):
+    said = {0: [1.0, 2.0, 3.0], 1: [-4.0, 0.0, 5.0]}
+    histograms = {0: [8, 0, 1], 1: [0, 0, 50]}
+    adjusted = [torch.tensor([v]) - prior_adjustment(histograms[n]) for n, v in said.items()]
+    weights = class_weights(histograms, [0, 1])
+    weights = torch.full_like(weights, 1 / 2) if choice == "uniform" else weights
+    expected = consensus([logits.half() for logits in adjusted], weights)
+    found = logits(
+        {n: Constant(v) for n, v in said.items()},
+        name="consensus",
+        teacher_choice=choice,
+        histograms=histograms,
+        prior_correction=True,
+    )
+    wanted = (expected - expected.mean()).half().expand_as(found)
+    torch.testing.assert_close(found, wanted, rtol=2e-3, atol=2e-3)
