@@ -88,26 +88,33 @@ def print_scores(scores: Mapping[str, Score], folder: Path) -> None:
 
 
 def print_sweep(state: Mapping[str, Any], folder: Path) -> None:
-    """Print accuracy over the number of clients, one column for each line of a sweep."""
+    """Print accuracy over the number of clients for each line of a sweep, the longer way down."""
     console = Console()
     found = comparison.rows(folder)
     curves = comparison.curves(found)
     labels = comparison.labels(comparison.lines(state))
     table = Table(title=f"{state['name']}: top-1 % over clients", title_justify="left")
-    table.add_column("clients", justify="right")
-    for line in curves:
-        table.add_column(labels[line], justify="right")
-    teachers, facets = comparison.teachers(found), comparison.facets(curves)
-    for facet in teachers:
-        table.add_column(f"teachers, {facets[facet]}".removesuffix(", "), justify="right")
-    for clients in state["axes"]["clients"]:
-        points = [curve.get(clients) for curve in curves.values()]
-        tested = [means.get(clients) for means in teachers.values()]
-        table.add_row(
-            str(clients),
-            *[f"{it.mean:.2f} ± {it.std:.2f}" if it else "" for it in points],
-            *["" if mean is None else f"{mean:.2f}" for mean in tested],
-        )
+    texts = {
+        labels[line]: {n: f"{it.mean:.2f} ± {it.std:.2f}" for n, it in curve.items()}
+        for line, curve in curves.items()
+    }
+    facets = comparison.facets(curves)
+    for facet, means in comparison.teachers(found).items():
+        name = f"teachers, {facets[facet]}".removesuffix(", ")
+        texts[name] = {n: f"{mean:.2f}" for n, mean in means.items()}
+    numbers = state["axes"]["clients"]
+    if len(texts) > len(numbers):
+        table.add_column(overflow="fold")
+        for n in numbers:
+            table.add_column("1 client" if n == 1 else f"{n} clients", justify="right")
+        for name, cells in texts.items():
+            table.add_row(name, *[cells.get(n, "") for n in numbers])
+    else:
+        table.add_column("clients", justify="right")
+        for name in texts:
+            table.add_column(name, justify="right", overflow="fold")
+        for n in numbers:
+            table.add_row(str(n), *[cells.get(n, "") for cells in texts.values()])
     console.print(table)
     done = [run for run in state["runs"] if run["status"] == "done"]
     took = display.format_seconds(state["seconds"])

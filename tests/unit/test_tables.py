@@ -50,6 +50,23 @@ def test_teachers_of_unlike_splits_are_not_averaged(
     assert "40.00" in printed
 
 
+def test_the_longer_way_of_a_sweep_goes_down_the_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "60")
+    long = made_up.sweep_folder(tmp_path / "long", clients=[2, 3, 5], seeds=[0], ipc=[1])
+    tables.print_sweep(comparison.read(long), long)
+    head, *_ = [line for line in capsys.readouterr().out.splitlines() if "┃" in line]
+    assert [name.strip() for name in head.split("┃")[1:-1]] == ["clients", "IPC 1", "teachers"]
+    wide = made_up.sweep_folder(tmp_path / "wide", clients=[1, 2], seeds=[0], ipc=[1, 5])
+    tables.print_sweep(comparison.read(wide), wide)
+    printed = capsys.readouterr().out.splitlines()
+    head, *_ = [line for line in printed if "┃" in line]
+    assert [name.strip() for name in head.split("┃")[1:-1]] == ["", "1 client", "2 clients"]
+    names = [line.split("│")[1].strip() for line in printed if line.startswith("│")]
+    assert names == ["IPC 1", "IPC 5", "teachers"]
+
+
 def test_where_teachers_stay_at_home_there_is_no_row_for_them(
     capsys: pytest.CaptureFixture[str],
 ):
