@@ -180,6 +180,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     models = config["model"] if isinstance(config["model"], list) else [config["model"]]
     hardware = result["hardware"]
     commit = run.tags.get("mlflow.source.git.commit")
+    seeds = config["student"]["seeds"]
     return [
         ("data", run.data_name),
         ("clients", str(result["clients"])),
@@ -190,7 +191,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         (
             "students",
             f"{', '.join(_network(model) for model in config['student']['models'])}; protocol "
-            f"{config['student']['protocol']}, {config['student']['seeds']} seeds",
+            f"{config['student']['protocol']}, {seeds} seed{'' if seeds == 1 else 's'}",
         ),
         ("seed", str(result["seed"])),
         ("started", run.date),

@@ -6,7 +6,7 @@ that are done.
 
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -136,10 +136,11 @@ def _methods(
     names, clients = comparison.facets(curves), rows[0].clients
     sizes = sorted({line.ipc for line in curves})
     found = {(line.facet, line.ipc): curve[clients] for line, curve in curves.items()}
+    cell, summed = _summed([*found.values()])
     cells = [
         [
             name,
-            *(_cell(found.get((facet, ipc))) for ipc in sizes),
+            *(cell(found.get((facet, ipc))) for ipc in sizes),
             _mean(teachers.get(facet, {}).get(clients)),
         ]
         for facet, name in names.items()
@@ -152,10 +153,7 @@ def _methods(
             for number, facet in enumerate(names)
             if (facet, ipc) in found and found[facet, ipc].mean == best
         }
-    caption = (
-        f"N = {clients}. Top-1 in percent, mean and standard deviation over n students of all "
-    )
-    caption += "seeds. Marked: the best of each IPC."
+    caption = f"N = {clients}. {summed} Marked: the best of each IPC."
     head = ["method", *(f"IPC {ipc}" for ipc in sizes), "teachers, mean"]
     return [
         Warnings(_warnings(state, rows)),
@@ -190,16 +188,16 @@ def _grid(curves: Curves, facet: Facet, teachers: Mapping[int, float], name: str
     """Return the table N x IPC, the best N of each IPC standing out."""
     own = {line.ipc: curve for line, curve in curves.items() if line.facet == facet}
     clients = sorted({n for curve in own.values() for n in curve})
+    cell, summed = _summed([point for curve in own.values() for point in curve.values()])
     cells = [
-        [str(n), *(_cell(curve.get(n)) for curve in own.values()), _mean(teachers.get(n))]
+        [str(n), *(cell(curve.get(n)) for curve in own.values()), _mean(teachers.get(n))]
         for n in clients
     ]
     strong = {
         (clients.index(findings.best(curve)), column)
         for column, curve in enumerate(own.values(), start=1)
     }
-    caption = "Top-1 in percent, mean and standard deviation over n students of all seeds. Marked: "
-    caption += "the best N of each IPC."
+    caption = f"{summed} Marked: the best N of each IPC."
     return Table(
         ["N", *(f"IPC {ipc}" for ipc in own), "teachers, mean"],
         cells,
@@ -208,8 +206,20 @@ def _grid(curves: Curves, facet: Facet, teachers: Mapping[int, float], name: str
     )
 
 
-def _cell(point: Point | None) -> str:
-    return "-" if point is None else f"{score(*point)} (n={point.n})"
+def _summed(points: Sequence[Point]) -> tuple[Callable[[Point | None], str], str]:
+    """Return how to write the cells of a table, and what they are: n stands once where it can."""
+    counts = {point.n for point in points}
+    alike, most = len(counts) == 1, max(counts)
+
+    def cell(point: Point | None) -> str:
+        if point is None:
+            return "-"
+        return score(*point) if alike else f"{score(*point)} (n={point.n})"
+
+    if most == 1:
+        return cell, "Top-1 in percent, of one student."
+    students = f"{most} students" if alike else "n students"
+    return cell, f"Top-1 in percent, mean and standard deviation over {students} of all seeds."
 
 
 def _mean(value: float | None) -> str:

@@ -38,6 +38,15 @@ def test_the_page_of_a_sweep_has_its_parts(sweep):
     ]
 
 
+@pytest.mark.parametrize("clients", [[2, 3], [2]], ids=["grid", "methods"])
+def test_how_many_students_there_are_stands_once_where_it_is_the_same(tmp_path, clients):
+    folder = made_up.sweep_folder(tmp_path / "s", clients=clients, distillers=["sre2l", "lic"])
+    text = read(folder).text
+    spread = "Top-1 in percent, mean and standard deviation over 4 students of all seeds. Marked:"
+    assert spread in text
+    assert "(n=4)" not in text
+
+
 def test_the_page_of_a_sweep_holds_its_numbers(sweep):
     text = sweep[1].text
     plus_minus = "\N{PLUS-MINUS SIGN}"
