@@ -79,7 +79,9 @@ def consensus(answers: Sequence[Tensor], weights: Tensor) -> Tensor:
     and sees it everywhere, is left when another one holds some of it too and sees something else.
     Equal weights for all give the mean of the probabilities.
 
-    Ours (experiments/LOG.md says what it is worth).
+    Ours (experiments/LOG.md says what it is worth). Others learn whose an image is, by clients'
+    discriminators (Jang et al., "Provably near-optimal federated ensemble distillation with
+    negligible overhead", 2025) or densities (Kovalchuk et al., "Who to trust?", 2025).
 
     Args:
         answers: logits of each teacher, [M, num_classes].

@@ -50,7 +50,7 @@ TEMPERATURE = 20.0  # of `loss: kl` where a protocol says nothing: RDED, SRe2L o
 
 # How views are labelled where clients hold different classes; chosen on held-out images of MNIST
 # (experiments/LOG.md). Ways to label that are not here draw and correct nothing.
-_UNEVEN_NAME = "mean"
+_UNEVEN_NAME = "consensus"
 _UNEVEN_LABELS: Mapping[str, Mapping[str, Any]] = {
     "mix": {"teacher_choice": "coverage", "prior_correction": True},
     "mean": {"teacher_choice": "coverage", "prior_correction": False},

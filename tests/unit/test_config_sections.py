@@ -34,7 +34,7 @@ def test_labels_and_slots_follow_what_the_clients_hold(name: str):
     even, uneven = loads(""), loads(f"partition: {{name: {name}}}")
     assert (even.relabel.name, even.federation.slots) == ("mix", "even")
     assert (even.relabel.teacher_choice, even.relabel.prior_correction) == ("uniform", False)
-    assert (uneven.relabel.name, uneven.federation.slots) == ("mean", "even")
+    assert (uneven.relabel.name, uneven.federation.slots) == ("consensus", "even")
     assert (uneven.relabel.teacher_choice, uneven.relabel.prior_correction) == ("coverage", False)
     mixed = loads(f"partition: {{name: {name}}}\nrelabel: {{name: mix}}")
     assert (mixed.relabel.teacher_choice, mixed.relabel.prior_correction) == ("coverage", True)
