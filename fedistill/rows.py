@@ -21,7 +21,7 @@ _SHORT = {  # for charts on a phone, where the title is too long or not plain en
     "hard_label": "hard labels",
     "ensemble": "teachers' ensemble",
     "coverage_ensemble": "ensemble by coverage",
-    "consensus_ensemble": "ensemble by consensus",
+    "consensus_ensemble": "teachers' consensus",
     "weight_average": "average of weights",
     "full_data": "all real data",
 }
