@@ -47,6 +47,12 @@ def test_how_many_students_there_are_stands_once_where_it_is_the_same(tmp_path, 
     assert "(n=4)" not in text
 
 
+def test_one_number_of_clients_is_the_best_of_none_and_finds_nothing(tmp_path):
+    page = read(made_up.sweep_folder(tmp_path / "s", clients=[3]))
+    assert "at N = 3; n=4" in page.text
+    assert "Two findings of the paper" not in page.headings
+
+
 def test_the_page_of_a_sweep_holds_its_numbers(sweep):
     text = sweep[1].text
     plus_minus = "\N{PLUS-MINUS SIGN}"
