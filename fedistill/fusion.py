@@ -16,7 +16,7 @@ from torch import Tensor
 Histograms = Mapping[int, Sequence[int]]  # images of each class that a teacher was trained on
 
 _LEAST = 1e-30  # of a probability: who is sure beyond that may be wrong, and 0 would part the walk
-_NUMBERS = 1 << 22  # in the chains that are held at once: 32 MB
+_NUMBERS = 1 << 22  # of a block of images, in all answers or in all chains: 32 MB
 
 
 def coverage(histograms: Histograms, teachers: Sequence[int], labels: Tensor) -> Tensor:
@@ -90,10 +90,11 @@ def consensus(answers: Sequence[Tensor], weights: Tensor) -> Tensor:
     Returns:
         Float32 [M, num_classes].
     """
-    said, held = torch.stack([*answers]), weights.double()
+    held = weights.double()
     found = []
-    for part in said.split(max(1, _NUMBERS // len(answers) ** 2), dim=1):
-        seen = part.double().softmax(2).clamp_min(_LEAST).transpose(0, 1)  # [m, N, num_classes]
+    block = max(1, _NUMBERS // (len(held) * max(held.shape)))
+    for parts in zip(*(logits.split(block) for logits in answers), strict=True):
+        seen = torch.stack(parts, 1).double().softmax(2).clamp_min(_LEAST)  # [m, N, num_classes]
         clients = _stationary(seen @ held.T)
         found.append((clients[:, None] @ seen)[:, 0].log().float())
     return torch.cat(found)

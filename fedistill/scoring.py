@@ -95,8 +95,7 @@ def score_all(
         once["ensemble"] = baselines.ensemble(answers, evaluator.split.labels)
     for name in wanted & baselines.WEIGHTED.keys():
         weights = class_weights(histograms, [*teachers])
-        labels = evaluator.split.labels
-        once[name] = baselines.weighted_ensemble(name, answers, weights, labels)
+        once[name] = baselines.weighted_ensemble(name, answers, weights, evaluator.split.labels)
     if "weight_average" in wanted:
         here = {client: net for client, net in teachers.items() if net is not None}
         samples = {client: sum(held) for client, held in histograms.items()}

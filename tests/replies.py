@@ -31,7 +31,7 @@ SHARE = Share(
     teachers=(TEACHER,),
     teacher_curve=[(1, 2.5), (2, 1.25)],
     recover_curve=[(0, 9.0)],
-    curves={"matching/ipc-10": [(0, 2.0), (7, 0.5)]},
+    curves={"matching/ipc-10": [(0, 2.0), (7, 0.5)], "information/real-1": [(3, -0.25)]},
     seconds={"squeeze": 1.5, "recover": 2.5},
     warnings=("the shard is small",),
 )
@@ -89,6 +89,7 @@ REPLIES = {
 
 
 def sent(content: RecordDict) -> RecordDict:
+    """Pass records through the bytes that Flower sends."""
     proto = recorddict_to_proto(content)
     return recorddict_from_proto(type(proto).FromString(proto.SerializeToString()))
 

@@ -7,40 +7,20 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
-from fakes import CONVNET, tiny_config, tiny_images, tiny_spec, tiny_teacher
+from fakes import CONVNET, tiny_config, tiny_images
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.common.serde import recorddict_to_proto
+from replies import ASKED, CONFIG, SHARE, SPEC, TEACHER, sent
 
 from fedistill import config_file, states, whitening, wire, wire_fedavg
 from fedistill.errors import WireError
-from fedistill.shares import Share
-from fedistill.wire import DescribeRequest, Description, DistillRequest
+from fedistill.wire import DescribeRequest, Description
 
-SPEC = tiny_spec()
 WHITENED = replace(SPEC, zca=whitening.fit(tiny_images().images))
-CONFIG = tiny_config()
-REQUEST = DistillRequest(config=CONFIG, spec=SPEC, partition_id=3, counts=[2, 0, 1])
-TEACHER = {name: tensor.clone() for name, tensor in tiny_teacher().state_dict().items()}
-SHARE = Share(
-    partition_id=3,
-    images=torch.arange(3 * 64, dtype=torch.uint8).view(3, 1, 8, 8),
-    counts=(2, 0, 1),
-    teachers=(TEACHER,),
-    teacher_curve=[(1, 2.5), (2, 1.25)],
-    recover_curve=[(0, 9.0)],
-    curves={"matching/ipc-10": [(0, 2.0), (7, 0.5)], "information/real-1": [(3, -0.25)]},
-    seconds={"squeeze": 1.5, "recover": 2.5},
-)
-
-
-def sent(content: RecordDict) -> RecordDict:
-    """Pass records through the bytes that Flower sends."""
-    proto = recorddict_to_proto(content)
-    return recorddict_from_proto(type(proto).FromString(proto.SerializeToString()))
 
 
 def test_a_share_arrives_bit_for_bit():
-    arrived = wire.decode_share(sent(wire.encode_share(SHARE)), REQUEST)
+    arrived = wire.decode_share(sent(wire.encode_share(SHARE)), ASKED)
     assert arrived.images.dtype == torch.uint8
     assert torch.equal(arrived.images, SHARE.images)
     (teacher,) = arrived.teachers
@@ -55,19 +35,19 @@ def test_a_share_arrives_bit_for_bit():
 
 def test_an_answer_to_a_second_request_has_no_teacher_curve():
     share = replace(SHARE, teacher_curve=[])
-    assert wire.decode_share(sent(wire.encode_share(share)), REQUEST).teacher_curve == []
+    assert wire.decode_share(sent(wire.encode_share(share)), ASKED).teacher_curve == []
 
 
 def test_of_a_clients_warnings_only_so_many_are_read():
     share = replace(SHARE, warnings=("first\nline", "long " * 1000, *(f"{n}" for n in range(100))))
-    found = wire.decode_share(sent(wire.encode_share(share)), REQUEST).warnings
+    found = wire.decode_share(sent(wire.encode_share(share)), ASKED).warnings
     assert found[0] == "first line"
     assert len(found) == 10
     assert max(map(len, found)) <= 400
 
 
 def test_several_teachers_keep_their_order():
-    request = replace(REQUEST, config=tiny_config(teacher={"count": 12}))
+    request = replace(ASKED, config=tiny_config(teacher={"count": 12}))
     states = tuple({**TEACHER, "classifier.bias": torch.full((3,), n / 8)} for n in range(12))
     share = replace(SHARE, teachers=states)
     arrived = wire.decode_share(sent(wire.encode_share(share)), request).teachers
@@ -75,7 +55,7 @@ def test_several_teachers_keep_their_order():
 
 
 def test_a_request_arrives_whole():
-    request = replace(REQUEST, attempt=2, made=(1, 0, 4), teachers=(TEACHER,))
+    request = replace(ASKED, attempt=2, made=(1, 0, 4), teachers=(TEACHER,))
     arrived = wire.decode_distill_request(sent(wire.encode_distill_request(request)))
     assert replace(arrived, teachers=()) == replace(request, teachers=())
     assert all(torch.equal(arrived.teachers[0][name], TEACHER[name]) for name in TEACHER)
@@ -100,10 +80,10 @@ def test_a_describe_request_and_its_answer_arrive_whole():
 
 
 def test_a_whitening_arrives_with_the_request_for_images_alone():
-    request = replace(REQUEST, spec=WHITENED)
+    request = replace(ASKED, spec=WHITENED)
     content = wire.encode_distill_request(request)
     assert wire.decode_distill_request(sent(content)) == request
-    assert wire.size(content) > wire.size(wire.encode_distill_request(REQUEST)) + 4 * 64 * 64
+    assert wire.size(content) > wire.size(wire.encode_distill_request(ASKED)) + 4 * 64 * 64
     description = sent(wire.encode_describe_request(CONFIG, WHITENED, 4))
     assert wire.decode_describe_request(description) == DescribeRequest(CONFIG, SPEC, 4)
     assert not description.array_records
@@ -131,7 +111,7 @@ WHITENING: dict[str, tuple[Callable[[RecordDict], object], str]] = {
 
 @pytest.mark.parametrize(("change", "says"), WHITENING.values(), ids=WHITENING)
 def test_a_malformed_whitening_is_a_wire_error(change: Callable[[RecordDict], object], says: str):
-    content = wire.encode_distill_request(replace(REQUEST, spec=WHITENED))
+    content = wire.encode_distill_request(replace(ASKED, spec=WHITENED))
     change(content)
     with pytest.raises(WireError, match=says):
         wire.decode_distill_request(sent(content))
@@ -139,7 +119,7 @@ def test_a_malformed_whitening_is_a_wire_error(change: Callable[[RecordDict], ob
 
 @pytest.mark.parametrize("text", ["{", "[]", "3", "{}", '{"colour": 1}'])
 def test_a_malformed_spec_is_a_wire_error(text: str):
-    content = wire.encode_distill_request(REQUEST)
+    content = wire.encode_distill_request(ASKED)
     content.config_records["request"]["spec-json"] = text
     with pytest.raises(WireError, match="spec"):
         wire.decode_distill_request(content)
@@ -156,7 +136,7 @@ def test_what_came_from_the_store_changes_no_bytes():
     shares = [replace(SHARE, from_store=stages) for stages in ((), ("squeeze",), ("recover",))]
     assert len({wire.size(wire.encode_share(share)) for share in shares}) == 1
     for share in shares:
-        arrived = wire.decode_share(sent(wire.encode_share(share)), REQUEST)
+        arrived = wire.decode_share(sent(wire.encode_share(share)), ASKED)
         assert arrived.from_store == share.from_store
 
 
@@ -239,7 +219,7 @@ def test_a_malformed_share_is_a_wire_error(change: Callable[[RecordDict], object
     content = wire.encode_share(SHARE)
     change(content)
     with pytest.raises(WireError):
-        wire.decode_share(sent(content), REQUEST)
+        wire.decode_share(sent(content), ASKED)
 
 
 @pytest.mark.parametrize("histogram", [[1, 2], [1, 2, 3, 4], [1, -1, 3], [1.0, 2.0, 3.0]])
@@ -264,7 +244,7 @@ def test_a_request_with_a_record_missing_is_a_wire_error():
 
 @pytest.mark.parametrize("key", ["config-yaml", "spec-json", "partition-id", "counts", "attempt"])
 def test_a_request_with_a_key_missing_is_a_wire_error(key: str):
-    content = wire.encode_distill_request(REQUEST)
+    content = wire.encode_distill_request(ASKED)
     del content.config_records["request"][key]
     with pytest.raises(WireError, match=key):
         wire.decode_distill_request(content)
