@@ -20,13 +20,13 @@ from fedistill import crops
 from fedistill.crops import ViewOptions, Views
 from fedistill.images import DataSpec
 from fedistill.sets import SoftLabels
-from fedistill.training import autocast, side_by_side
+from fedistill.training import autocast, forward_batch, side_by_side
 
 LeftOut = Callable[[int, str], object]  # is told whose answers are not taken, and why
 NOT_FINITE = "its teacher's answers are not all finite numbers"
 
 _log = logging.getLogger(__name__)
-_BATCH = 500  # views that a teacher is shown at once; another number rounds differently
+_BATCH = 500  # views that are made at once
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,6 @@ def answer(
         float16 [P, num_classes] on the CPU.
     """
     gallery = _Gallery(sheet, spec, device)
-    asked = [labeller.mine.nonzero().split(_BATCH) for labeller in labellers]
     total, done, lock = sum(int(labeller.mine.sum()) for labeller in labellers), 0, threading.Lock()
 
     def tell(count: int) -> None:
@@ -123,34 +122,52 @@ def answer(
             done += count
             report(done, total)
 
-    jobs = [
-        partial(_label, labeller, gallery, pairs, dtype, tell)
-        for labeller, batches in zip(labellers, asked, strict=True)
-        for pairs in batches
+    asked = [
+        (group, pairs)
+        for group in _asked_alike(labellers)
+        for pairs in labellers[group[0]].mine.nonzero().split(_BATCH)
         if len(pairs)
     ]
-    found = iter(side_by_side(jobs, device))
+    jobs = [
+        partial(_label, [labellers[place] for place in group], gallery, pairs, dtype, tell)
+        for group, pairs in asked
+    ]
     nothing = torch.empty(0, spec.num_classes, dtype=torch.float16)
-    return [torch.cat([nothing, *(next(found) for b in batches if len(b))]) for batches in asked]
+    found = [[nothing] for _ in labellers]
+    for (group, _), said in zip(asked, side_by_side(jobs, device), strict=True):
+        for place, logits in zip(group, said, strict=True):
+            found[place].append(logits)
+    return [torch.cat(logits) for logits in found]
+
+
+def _asked_alike(labellers: Sequence[Labeller]) -> list[list[int]]:
+    """Group those who are asked for the same views: if all are, each is made for them once."""
+    places = [*range(len(labellers))]
+    if all(torch.equal(labeller.mine, labellers[0].mine) for labeller in labellers):
+        return [places] if places else []
+    return [[place] for place in places]
 
 
 @torch.no_grad()  # it is a matter of the thread
 def _label(
-    labeller: Labeller,
+    labellers: Sequence[Labeller],
     gallery: "_Gallery",
     pairs: Tensor,
     dtype: torch.dtype,
     tell: Callable[[int], None],
-) -> Tensor:
-    """Let one teacher label some views, given as pairs of view and image, [B, 2]."""
+) -> list[Tensor]:
+    """Let teachers label the same views, given as pairs of view and image, [B, 2]."""
     shown = gallery.show(pairs).contiguous(memory_format=torch.channels_last)
-    with autocast(shown.device, dtype):
-        logits: Tensor = labeller.teacher(shown)
-    logits = logits.float()
-    if labeller.prior is not None:
-        logits = logits - labeller.prior.to(logits.device)
-    tell(len(pairs))
-    return logits.half().cpu()
+    parts = shown.split(forward_batch(shown.device))
+    found = []
+    for labeller in labellers:
+        with autocast(shown.device, dtype):
+            logits = torch.cat([labeller.teacher(part) for part in parts]).float()
+        if labeller.prior is not None:
+            logits = logits - labeller.prior.to(logits.device)
+        found.append(logits.half().cpu())
+        tell(len(pairs))
+    return found
 
 
 class _Gallery:

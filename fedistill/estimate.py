@@ -51,7 +51,8 @@ class Rates:
     Attributes:
         squeeze: a real image in one epoch, all teachers of a client together.
         recover: a synthetic image, from start to end.
-        relabel: a view.
+        relabel: a view, made and answered.
+        answer: of one more teacher about the same view.
         student: a view, forward and backward; the mean of the student models.
         start: a client's recover beside its images.
         cotrain: all of it, with all threads of the server.
@@ -60,6 +61,7 @@ class Rates:
     squeeze: float
     recover: float
     relabel: float
+    answer: float
     student: float
     start: float = 0.0
     cotrain: float = 0.0
@@ -118,7 +120,7 @@ def rates(config: Config, spec: DataSpec) -> Rates:
     few = replace(
         config.relabel,
         views=_VIEWS,
-        name="mix",
+        name="mean",
         teacher_choice="uniform",
         prior_correction=False,
     )
@@ -133,12 +135,19 @@ def rates(config: Config, spec: DataSpec) -> Rates:
         cotrained = _cotrain_seconds(part, config.distill.ipc, teachers[0], spec, device)
     set_threads(1)  # the server's jobs have one thread each, side by side
     where: dict[str, Any] = {"seed": 0, "device": device, "dtype": dtype}
+    shown = _VIEWS * len(synthetic)
     labelled = relabel(synthetic, {0: teachers[0]}, few, **where)
+    by_one, by_two = (
+        _seconds(
+            partial(relabel, synthetic, dict.fromkeys(range(count), teachers[0]), few, **where)
+        )
+        for count in (1, 2)
+    )
     return Rates(
         squeeze=squeezed,
         recover=recovered,
-        relabel=_seconds(lambda: relabel(synthetic, {0: teachers[0]}, few, **where))
-        / (_VIEWS * len(synthetic)),
+        relabel=by_one / shown,
+        answer=max(0.0, by_two - by_one) / shown,
         student=sum(
             _seconds(partial(train, labelled, model, student, views, number=0, **where))
             for model in config.student.networks
@@ -169,7 +178,8 @@ def seconds(config: Config, spec: DataSpec, rates: Rates, load: Load) -> float:
     clients = max(max(jobs, default=0.0), sum(jobs) / workers)
     clients += _averaged(config, load) * rates.squeeze / workers
     labelled, trained = _views(config, spec)
-    server = labelled * rates.relabel + trained * rates.student
+    server = labelled * (rates.relabel + (_asked(config) - 1) * rates.answer)
+    server += trained * rates.student
     server += _on_all_data(config, load) * rates.squeeze
     return _FEDERATION_S + clients + rates.cotrain + server / cores
 
@@ -183,7 +193,12 @@ def passes(config: Config, spec: DataSpec, load: Load) -> int:
     labelled, trained = _views(config, spec)
     squeezed = sum(load.shards) * config.teacher.epochs * len(config.teachers_of(0))
     real = squeezed + _averaged(config, load) + _on_all_data(config, load)
-    return real + sum(load.images) * iterations + labelled // 3 + trained
+    return real + sum(load.images) * iterations + labelled * _asked(config) // 3 + trained
+
+
+def _asked(config: Config) -> int:
+    """Return how many teachers are asked about each view."""
+    return config.partition.clients if config.relabel.name in ASK_ALL else 1
 
 
 def _averaged(config: Config, load: Load) -> int:
@@ -203,8 +218,7 @@ def _views(config: Config, spec: DataSpec) -> tuple[int, int]:
     student, images = config.student, sum(config.distill.ipc) * spec.num_classes
     sets = 1 + sum(student.seeds if name == "random" else 1 for name in config.coresets)
     rows = len(student.models) + len({*config.baselines} - _WITHOUT_A_SET)
-    asked = config.partition.clients if config.relabel.name in ASK_ALL else 1  # for every view
-    labelled = images * sets * asked * (config.relabel.views or 0)
+    labelled = images * sets * (config.relabel.views or 0)
     trained = sum(ipc * at_ipc(student.epochs or 0, ipc) for ipc in config.distill.ipc)
     return labelled, trained * spec.num_classes * rows * student.seeds
 

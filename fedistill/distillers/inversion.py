@@ -19,13 +19,11 @@ from fedistill.crops import ViewOptions
 from fedistill.distillers.base import Batch, Distilled, Distiller, Progress, Task, real_images
 from fedistill.images import DataSpec
 from fedistill.rules import Rule, above_zero, at_least, check, part
-from fedistill.training import learning_rate_factor, set_learning_rate
+from fedistill.training import forward_batch, learning_rate_factor, set_learning_rate
 
 Order = Literal["across", "class"]
 Init = Literal["noise", "real"]
 Show = Callable[[Tensor], Tensor]
-
-_SHARD_BATCH = 500
 
 
 class Objective(ABC):
@@ -207,7 +205,7 @@ def shard_batches(
     """
     stream = task.stream("real views")
     outside = task.spec.outside(task.device) if options and options.shift else None
-    for index in torch.arange(len(task.shard)).split(_SHARD_BATCH):
+    for index in torch.arange(len(task.shard)).split(forward_batch(task.device)):
         images = task.spec.normalise(task.shard.images[index].to(task.device))
         if options is not None:
             views = crops.draw(len(index), task.spec.size, options, stream)

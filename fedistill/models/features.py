@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from fedistill.errors import ModelError
 from fedistill.images import DataSpec
-from fedistill.training import autocast
+from fedistill.training import autocast, forward_batch
 
 
 def classifier_of(model: nn.Module) -> nn.Linear:
@@ -60,9 +60,7 @@ def features_in_parts(model: nn.Module, images: Tensor, batch_size: int = 500) -
 
 
 @torch.no_grad()
-def features_of(
-    model: nn.Module, images: Tensor, spec: DataSpec, dtype: torch.dtype, batch_size: int = 500
-) -> Tensor:
+def features_of(model: nn.Module, images: Tensor, spec: DataSpec, dtype: torch.dtype) -> Tensor:
     """Return the penultimate features of uint8 images in eval mode, float32 [M, D].
 
     Args:
@@ -70,7 +68,6 @@ def features_of(
         images: uint8 [M, C, H, W].
         spec: of the data set.
         dtype: of the convolutions.
-        batch_size: images in one forward pass.
 
     Raises:
         ModelError: the network has no linear layer.
@@ -78,7 +75,7 @@ def features_of(
     device = next(model.parameters()).device
     model.eval()
     parts = []
-    for batch in images.split(batch_size):
+    for batch in images.split(forward_batch(device)):
         with autocast(device, dtype):
             parts.append(penultimate(model, spec.normalise(batch.to(device))).float())
     return torch.cat(parts)

@@ -13,7 +13,7 @@ from fedistill.distillers.dream import DREAM
 from fedistill.estimate import Load, Rates
 
 SPEC = tiny_spec(num_classes=10)
-RATES = Rates(squeeze=1.0, recover=10.0, relabel=0.1, student=0.5)
+RATES = Rates(squeeze=1.0, recover=10.0, relabel=0.1, answer=0.03, student=0.5)
 
 
 def test_the_longest_client_or_all_of_them_whichever_takes_longer(monkeypatch: pytest.MonkeyPatch):
@@ -162,7 +162,7 @@ def test_every_stage_is_timed(sections: dict[str, Any]):
     assert all(value > 0 for value in found.values())
 
 
-def test_mean_labels_ask_every_teacher(monkeypatch: pytest.MonkeyPatch):
+def test_mean_labels_ask_every_teacher_about_the_same_view(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(estimate, "usable_cores", lambda: 1)
     nothing = Load(shards=[], images=[], real=100)
 
@@ -170,4 +170,4 @@ def test_mean_labels_ask_every_teacher(monkeypatch: pytest.MonkeyPatch):
         config = tiny_config(**UNEVEN, relabel={"name": name, "views": 2})
         return estimate.seconds(config, SPEC, RATES, nothing)
 
-    assert seconds("mean") - seconds("mix") == pytest.approx(2 * 10 * 2 * 0.1)
+    assert seconds("mean") - seconds("mix") == pytest.approx(2 * 10 * 2 * 0.03)

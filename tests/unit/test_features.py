@@ -30,12 +30,13 @@ def without_classifier(model: nn.Module, name: str) -> nn.Module:
 )
 def test_features_are_what_the_classifier_is_given(config: ModelConfig, name: str, width: int):
     model = build(config, SPEC, 0)
-    found = features_of(model, IMAGES, SPEC, torch.float32, batch_size=4)
-    assert found.shape == (len(IMAGES), width)
+    images = IMAGES.repeat(20, 1, 1, 1)  # more than are shown at once
+    found = features_of(model, images, SPEC, torch.float32)
+    assert found.shape == (len(images), width)
     assert not found.requires_grad
     assert not model.training
     with torch.no_grad():
-        expected = without_classifier(model, name)(SPEC.normalise(IMAGES))
+        expected = without_classifier(model, name)(SPEC.normalise(images))
     torch.testing.assert_close(found, expected)
 
 

@@ -113,11 +113,11 @@ def test_a_start_from_real_images_is_one_and_is_said(init: Any, real: bool):
 
 
 def test_the_shard_is_gone_through_once_in_chunks():
-    shard = tiny_images(400)
+    shard = tiny_images(40)
     batches = list(shard_batches(task(shard=shard)))
-    assert [len(labels) for _, labels in batches] == [500, 500, 200]
+    assert [len(labels) for _, labels in batches] == [50, 50, 20]
     assert torch.equal(torch.cat([labels for _, labels in batches]), shard.labels)
-    assert torch.equal(batches[1][0], tiny_spec().normalise(shard.images[500:1000]))
+    assert torch.equal(batches[1][0], tiny_spec().normalise(shard.images[50:100]))
 
 
 @pytest.mark.parametrize(

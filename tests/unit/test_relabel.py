@@ -117,13 +117,15 @@ def test_uniform_draws_are_those_of_one_generator_for_each_view():
     assert torch.equal(found.long(), torch.stack(expected))
 
 
-def test_answers_do_not_depend_on_who_is_asked_beside():
+@pytest.mark.parametrize("everyone_everything", [False, True])
+def test_answers_do_not_depend_on_who_is_asked_beside(everyone_everything):
     """What makes labels from home the same as those from the server."""
     spec, synthetic = SPEC, tiny_set(50)
     options = ViewOptions(scale=(0.5, 1.0), flip=True, mix="cutmix", mix_probability=0.5)
     sheet = Sheet(synthetic.images, 9, 3, options)
     who = torch.randint(3, (9, 150), generator=generator(0, "who"))
-    labellers = [Labeller(tiny_teacher(n), who == n) for n in range(3)]
+    masks = [torch.ones_like(who).bool() if everyone_everything else who == n for n in range(3)]
+    labellers = [Labeller(tiny_teacher(n), mine) for n, mine in enumerate(masks)]
     how = {"device": CPU, "dtype": torch.float32}
     together = answer(sheet, labellers, spec, **how)  # type: ignore[arg-type]
     for labeller, found in zip(labellers, together, strict=True):
@@ -133,6 +135,20 @@ def test_answers_do_not_depend_on_who_is_asked_beside():
     torch.set_num_threads(2)
     both = answer(sheet, labellers, spec, **how)  # type: ignore[arg-type]
     assert all(torch.equal(a, b) for a, b in zip(together, both, strict=True))
+
+
+def test_views_that_everyone_is_asked_for_are_rendered_once(monkeypatch):
+    rendered: list[int] = []
+    apply = crops.apply
+    monkeypatch.setattr(
+        crops, "apply", lambda images, *rest: rendered.append(len(images)) or apply(images, *rest)
+    )
+    sheet = Sheet(tiny_set().images, 4, 0, ViewOptions(scale=(0.5, 1.0)))
+    everything = torch.ones(4, 6, dtype=torch.bool)
+    labellers = [Labeller(Constant([1.0, 2.0, 3.0 + n]), everything.clone()) for n in range(3)]
+    said = answer(sheet, labellers, SPEC, device=CPU, dtype=torch.float32)
+    assert rendered == [24]
+    assert [logits[:, 2].unique().tolist() for logits in said] == [[3.0], [4.0], [5.0]]
 
 
 def test_a_teacher_that_is_asked_for_nothing_answers_nothing():
