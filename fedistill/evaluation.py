@@ -44,7 +44,8 @@ class Trained(NamedTuple):
     network: nn.Module | None
 
 
-Row = Callable[[int, Report], Trained]  # trains and tests the student of a number
+Job = Callable[[Report], Trained]  # trains and tests a student
+Row = Callable[[int], Job]  # makes the set that the student of a number learns from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,12 +93,12 @@ class Evaluator:
             for name, model in named.items()
         }
 
-    def student(self, source: Source, model: ModelConfig, number: int, report: Report) -> Trained:
-        """Train one student on a set and test it."""
+    def student(self, source: Source, model: ModelConfig, number: int) -> Job:
+        """Make a set; what it returns trains one student on it and tests it."""
         synthetic, recipe = source(number), self.config.student
         views = view_options(self.config.relabel, self.spec)
 
-        def make() -> tuple[nn.Module, Curve]:
+        def make(report: Report) -> tuple[nn.Module, Curve]:
             return student.train(
                 synthetic,
                 model,
@@ -113,15 +114,13 @@ class Evaluator:
         # What says how many students there are, and of what kinds, decides nothing about one.
         own = replace(recipe, models=(model,), seeds=1, ranking=False, protocol="default")
         key = {"set": synthetic.sha256, "recipe": asdict(own), "views": views.as_dict()}
-        return self._trained(make, model, number, key, report)
+        return partial(self._trained, make, model, number, key)
 
-    def full_data(
-        self, train: ImageSet, model: ModelConfig, number: int, report: Report
-    ) -> Trained:
-        """Train one network on the whole training split, with the teachers' recipe, and test it."""
+    def full_data(self, train: ImageSet, model: ModelConfig, number: int) -> Job:
+        """Return what trains a network on the whole training split as a teacher, and tests it."""
         recipe = replace(self.config.teacher, count=1, backbones=())
 
-        def make() -> tuple[nn.Module, Curve]:
+        def make(report: Report) -> tuple[nn.Module, Curve]:
             return squeeze(
                 train,
                 self.spec,
@@ -136,7 +135,7 @@ class Evaluator:
 
         data = store.digest({"images": train.images, "labels": train.labels})
         key = {"data": data, "model": asdict(model), "recipe": asdict(recipe)}
-        return self._trained(make, model, number, key, report)
+        return partial(self._trained, make, model, number, key)
 
     def weight_average(
         self, samples: Mapping[int, int], teachers: Mapping[int, nn.Module]
@@ -159,7 +158,7 @@ class Evaluator:
 
     def _trained(
         self,
-        make: Callable[[], tuple[nn.Module, Curve]],
+        make: Callable[[Report], tuple[nn.Module, Curve]],
         model: ModelConfig,
         number: int,
         key: Mapping[str, Any],
@@ -172,7 +171,7 @@ class Evaluator:
         kept = number == 0 or self.elsewhere is not None
 
         def tested() -> Artefact:
-            network, curve = make()
+            network, curve = make(report)
             state = {k: v.cpu() for k, v in network.state_dict().items()} if kept else {}
             if self.elsewhere is not None:
                 return Artefact(state, {"curve": curve})
@@ -220,7 +219,7 @@ class Evaluator:
             report: called with epochs done and epochs in all.
         """
         numbers = range(self.config.student.seeds)
-        found = iter(self._run([partial(row, n) for row in rows.values() for n in numbers], report))
+        found = iter(self._run([(row, n) for row in rows.values() for n in numbers], report))
         scores = {}
         for name in rows:
             scores[name] = self._score([next(found) for _ in numbers])
@@ -236,18 +235,21 @@ class Evaluator:
         tested = {"images": found.images, "devices": found.devices}
         return Score(found.top1, curves, first.network, tested)
 
-    def _run(self, jobs: Sequence[Callable[[Report], Trained]], report: Report) -> list[Trained]:
-        """Run the jobs, adding up their progress."""
-        done = [0.0] * len(jobs)
+    def _run(self, students: Sequence[tuple[Row, int]], report: Report) -> list[Trained]:
+        """Train students, adding up their progress.
+
+        Their sets are made here, one after another: to label one takes all cores.
+        """
+        done = [0.0] * len(students)
         lock = threading.Lock()
 
         def tell(number: int, epochs: int, total: int) -> None:
             with lock:
                 done[number] = epochs / total
-                report(round(100 * sum(done)), 100 * len(jobs))
+                report(round(100 * sum(done)), 100 * len(students))
 
-        ready = [partial(job, partial(tell, number)) for number, job in enumerate(jobs)]
+        jobs = (partial(row(n), partial(tell, at)) for at, (row, n) in enumerate(students))
         # Larger networks fill all cores by themselves, and may draw from the global generator.
         if all(model.name == "convnet" for model in self.config.student.networks):
-            return side_by_side(ready, self.device)
-        return [job() for job in ready]
+            return side_by_side(jobs, self.device)
+        return [job() for job in jobs]

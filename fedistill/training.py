@@ -1,8 +1,9 @@
 """What every network is trained and tested with: precision, learning-rate curves, accuracy."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
@@ -16,11 +17,12 @@ from fedistill.seeding import global_seed
 T = TypeVar("T")
 
 
-def side_by_side(jobs: Sequence[Callable[[], T]], device: torch.device) -> list[T]:
+def side_by_side(jobs: Iterable[Callable[[], T]], device: torch.device) -> list[T]:
     """Run independent jobs, on a CPU one for each core, each with one thread.
 
     A small network gains more from a core of its own than from sharing two: twice the images a
-    second (experiments/LOG.md). Results come in the order of the jobs.
+    second (experiments/LOG.md). Results come in the order of the jobs. Jobs may be made one by
+    one, by a generator: the next is made while others run, one more than there are cores.
     """
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads == 1:
@@ -30,8 +32,16 @@ def side_by_side(jobs: Sequence[Callable[[], T]], device: torch.device) -> list[
         torch.set_num_threads(1)
         return job()
 
+    free = threading.Semaphore(threads)
+    running: list[Future[T]] = []
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(alone, jobs))
+        for job in jobs:
+            free.acquire()
+            if any(it.done() and it.exception() for it in running):
+                break
+            running.append(pool.submit(alone, job))
+            running[-1].add_done_callback(lambda _: free.release())
+        return [job.result() for job in running]
 
 
 def device_for(gpus: float) -> torch.device:
