@@ -173,8 +173,8 @@ def forward_batch(device: torch.device) -> int:
     """Return how many images a network is shown at once where nothing is learnt.
 
     The feature maps of 500 do not fit into the caches of a CPU, and are given back to the system
-    and zeroed again for each layer: 2.8 times the seconds of 50 (experiments/LOG.md). Another
-    number rounds differently.
+    and zeroed again for each layer: with ConvNets 1.6 to 2.8 times the seconds of 50
+    (experiments/LOG.md). Another number rounds differently.
     """
     return 50 if device.type == "cpu" else 500
 

@@ -34,18 +34,16 @@ def test_results_come_in_the_order_of_the_jobs_each_with_one_thread():
 
 
 def test_jobs_are_made_one_by_one_and_no_earlier_than_is_needed():
-    made, ended, waiting = 0, 0, []
+    ended: list[int] = []  # appended to by several threads at once
+    waiting: list[int] = []
 
     def jobs() -> Iterator[Callable[[], int]]:
-        nonlocal made
         for number in range(8):
-            made += 1
-            waiting.append(made - ended)
+            waiting.append(number + 1 - len(ended))
             yield lambda number=number: end(number)  # type: ignore[misc]
 
     def end(number: int) -> int:
-        nonlocal ended
-        ended += 1
+        ended.append(number)
         return number
 
     assert side_by_side(jobs(), CPU) == [*range(8)]
