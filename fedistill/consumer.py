@@ -55,10 +55,11 @@ def train(
         path = Path(scratch) / "progress.jsonl"
         progress = Progress("students", path)
         with ProgressDisplay(path):
-            return evaluator.score(
+            found = evaluator.score(
                 evaluator.students(synthetic),
                 lambda done, total: progress.report("evaluate", done, total),
             )
+            return dict(found)
 
 
 def _config(

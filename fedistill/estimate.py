@@ -6,8 +6,8 @@ made is matched to real images, a step costs something whatever the number of im
 few of them and one with all are timed, of ten classes at most, whose cost is that of each class.
 
 Left out: what federations share in parts (the first images of a larger set); cores that are idle
-where one set has fewer students than there are cores; `mdc`'s reviews; what a public data set adds
-to co-training; DD-Ranking's own rows.
+while the last student is trained; `mdc`'s reviews; what a public data set adds to co-training;
+DD-Ranking's own rows.
 """
 
 import time

@@ -1,9 +1,10 @@
 """What a set is worth: students and baselines under one protocol, all seeds side by side."""
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
+from itertools import chain, islice
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -45,7 +46,8 @@ class Trained(NamedTuple):
 
 
 Job = Callable[[Report], Trained]  # trains and tests a student
-Row = Callable[[int], Job]  # makes the set that the student of a number learns from
+# Makes the jobs of students of some numbers, each with the set that it learns from.
+Row = Callable[[Sequence[int]], Iterator[Job]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +82,7 @@ class Evaluator:
         """Return each teacher's logits for the test split, [T, num_classes]."""
         images = self.split.images
         jobs = [partial(logits_of, net, images, self.spec, self.dtype) for net in teachers]
-        return side_by_side(jobs, self.device)
+        return [*side_by_side(jobs, self.device)]
 
     def students(self, synthetic: SyntheticSet) -> dict[str, Row]:
         """Return the rows of students of every model; of two with one name one is `name-2`."""
@@ -89,13 +91,17 @@ class Evaluator:
             taken = sum(other.name == model.name for other in named.values())
             named[f"{model.name}-{taken + 1}" if taken else model.name] = model
         return {
-            name: partial(self.student, rivals.always(synthetic), model)
+            name: partial(self.student, rivals.one(lambda: synthetic), model)
             for name, model in named.items()
         }
 
-    def student(self, source: Source, model: ModelConfig, number: int) -> Job:
-        """Make a set; what it returns trains one student on it and tests it."""
-        synthetic, recipe = source(number), self.config.student
+    def student(self, source: Source, model: ModelConfig, numbers: Sequence[int]) -> Iterator[Job]:
+        """Make sets, one after another; each job trains one student on one and tests it."""
+        for number, synthetic in zip(numbers, source(numbers), strict=True):
+            yield self._student(synthetic, model, number)
+
+    def _student(self, synthetic: SyntheticSet, model: ModelConfig, number: int) -> Job:
+        recipe = self.config.student
         views = view_options(self.config.relabel, self.spec)
 
         def make(report: Report) -> tuple[nn.Module, Curve]:
@@ -116,8 +122,14 @@ class Evaluator:
         key = {"set": synthetic.sha256, "recipe": asdict(own), "views": views.as_dict()}
         return partial(self._trained, make, model, number, key)
 
-    def full_data(self, train: ImageSet, model: ModelConfig, number: int) -> Job:
-        """Return what trains a network on the whole training split as a teacher, and tests it."""
+    def full_data(
+        self, train: ImageSet, model: ModelConfig, numbers: Sequence[int]
+    ) -> Iterator[Job]:
+        """Yield what trains a network on the whole training split as a teacher, and tests it."""
+        for number in numbers:
+            yield self._full_data(train, model, number)
+
+    def _full_data(self, train: ImageSet, model: ModelConfig, number: int) -> Job:
         recipe = replace(self.config.teacher, count=1, backbones=())
 
         def make(report: Report) -> tuple[nn.Module, Curve]:
@@ -211,19 +223,20 @@ class Evaluator:
 
     def score(
         self, rows: Mapping[K, Row], report: Report = lambda done, total: None
-    ) -> dict[K, Score]:
-        """Train and test every row with every seed.
+    ) -> Iterator[tuple[K, Score]]:
+        """Train and test every row with every seed, all students side by side.
 
         Args:
             rows: by any name.
             report: called with epochs done and epochs in all.
+
+        Yields:
+            Rows in this order, each when it and those before it are there.
         """
         numbers = range(self.config.student.seeds)
-        found = iter(self._run([(row, n) for row in rows.values() for n in numbers], report))
-        scores = {}
+        found = self._run([*rows.values()], numbers, report)
         for name in rows:
-            scores[name] = self._score([next(found) for _ in numbers])
-        return scores
+            yield name, self._score([*islice(found, len(numbers))])
 
     def _score(self, students: Sequence[Trained]) -> Score:
         first, curves = students[0], [student.curve for student in students]
@@ -235,21 +248,24 @@ class Evaluator:
         tested = {"images": found.images, "devices": found.devices}
         return Score(found.top1, curves, first.network, tested)
 
-    def _run(self, students: Sequence[tuple[Row, int]], report: Report) -> list[Trained]:
-        """Train students, adding up their progress.
+    def _run(
+        self, rows: Sequence[Row], numbers: Sequence[int], report: Report
+    ) -> Iterator[Trained]:
+        """Train students row by row, adding up their progress.
 
         Their sets are made here, one after another: to label one takes all cores.
         """
-        done = [0.0] * len(students)
+        done = [0.0] * (len(rows) * len(numbers))
         lock = threading.Lock()
 
-        def tell(number: int, epochs: int, total: int) -> None:
+        def tell(place: int, epochs: int, total: int) -> None:
             with lock:
-                done[number] = epochs / total
-                report(round(100 * sum(done)), 100 * len(students))
+                done[place] = epochs / total
+                report(round(100 * sum(done)), 100 * len(done))
 
-        jobs = (partial(row(n), partial(tell, at)) for at, (row, n) in enumerate(students))
+        every = chain.from_iterable(row(numbers) for row in rows)
+        jobs = (partial(job, partial(tell, place)) for place, job in enumerate(every))
         # Larger networks fill all cores by themselves, and may draw from the global generator.
         if all(model.name == "convnet" for model in self.config.student.networks):
             return side_by_side(jobs, self.device)
-        return [job() for job in jobs]
+        return (job() for job in jobs)

@@ -1,9 +1,10 @@
 """The sets beside a distilled one: what other students are trained on, labelled as it was."""
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import repeat
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,8 @@ from fedistill.slots import Plan
 from fedistill.teacher import Committee
 
 Refine = Callable[[SyntheticSet, RelabelConfig], SyntheticSet]
-Source = Callable[[int], SyntheticSet]  # the set that the student of a number learns from
+# Makes the sets that the students of some numbers learn from, one after another.
+Source = Callable[[Sequence[int]], Iterable[SyntheticSet]]
 
 _log = logging.getLogger(__name__)
 
@@ -74,6 +76,8 @@ def sources(
 ) -> dict[str, Source]:
     """Return the sets beside a distilled one that students are trained on, by name of the row.
 
+    They are chosen and labelled when students need them, not here.
+
     Args:
         config: of the experiment.
         synthetic: the distilled set, with soft labels.
@@ -84,9 +88,9 @@ def sources(
     plain = replace(config.relabel, **protocols.PLAIN_VIEWS)
     found: dict[str, Source] = {}
     if "hard_label" in wanted:
-        found["hard_label"] = always(baselines.hard_label_set(synthetic))
+        found["hard_label"] = one(partial(baselines.hard_label_set, synthetic))
     if "distilled_plain" in wanted:
-        found["distilled_plain"] = always(refine(synthetic, plain))
+        found["distilled_plain"] = one(partial(refine, synthetic, plain))
     counts = synthetic.as_image_set().histogram(synthetic.spec.num_classes)
     for name in config.coresets:
         try:
@@ -102,11 +106,11 @@ def sources(
             continue
         choose = partial(_labelled_coreset, name, tasks, plan, refine)
         if name == "random":
-            found["random"] = partial(choose, whole_image_views(config))
+            found["random"] = another(partial(choose, whole_image_views(config)))
             if "random_plain" in wanted:
-                found["random_plain"] = partial(choose, plain)
+                found["random_plain"] = another(partial(choose, plain))
         else:
-            found[name] = always(choose(whole_image_views(config), 0))
+            found[name] = one(partial(choose, whole_image_views(config), 0))
     return found
 
 
@@ -137,6 +141,11 @@ def _labelled_coreset(
     return refine(baselines.coreset(name, tasks, plan, number), views)
 
 
-def always(synthetic: SyntheticSet) -> Source:
-    """Return the source of one set for all students."""
-    return lambda number: synthetic
+def one(make: Callable[[], SyntheticSet]) -> Source:
+    """Return the source of one set for all students, made when the first needs it."""
+    return lambda numbers: repeat(make(), len(numbers))
+
+
+def another(make: Callable[[int], SyntheticSet]) -> Source:
+    """Return the source of another set for each student, by its number."""
+    return partial(map, make)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from torch import Tensor, nn
@@ -66,7 +67,8 @@ def score_all(
     """Score the set of each IPC, with the rows beside it that the config asks for.
 
     What is the same for every set, such as the ensemble and the training on all data, is done
-    once.
+    once. Students of all sizes are trained side by side, those of the largest set first: they take
+    longest, and the others fill the cores beside them.
 
     Args:
         evaluator: trains and tests.
@@ -78,8 +80,11 @@ def score_all(
             has stayed at home.
         answers: of these teachers to the test split, for the ensembles.
         refine: labels a set with such views as a config says, as the distilled ones were labelled.
-        report: called with epochs done and epochs in all of one set.
+        report: called with epochs done and epochs in all.
         beside: rows of every set that were had in another way, by name.
+
+    Yields:
+        The IPC and its scores, the largest first, each when it is there.
     """
     config = evaluator.config
     first, *_ = config.student.networks
@@ -100,17 +105,22 @@ def score_all(
         here = {client: net for client, net in teachers.items() if net is not None}
         samples = {client: sum(held) for client, held in histograms.items()}
         once["weight_average"] = evaluator.weight_average(samples, here)
-    for ipc, synthetic in sets.items():
-        rows: dict[tuple[str, str], Row] = {}
-        if "full_data" in wanted - once.keys():
-            rows["beside", "full_data"] = partial(evaluator.full_data, train, first)
+    sizes = sorted(sets, reverse=True)
+    rows: dict[tuple[int, str, str], Row] = {}
+    if "full_data" in wanted - once.keys():
+        rows[sizes[0], "beside", "full_data"] = partial(evaluator.full_data, train, first)
+    for ipc in sizes:
+        synthetic = sets[ipc]
         for name, row in evaluator.students(synthetic).items():
-            rows["students", name] = row
+            rows[ipc, "students", name] = row
         for name, source in rivals.sources(config, synthetic, wanted, tasks, refine).items():
-            rows["beside", name] = partial(evaluator.student, source, first)
-        found = evaluator.score(rows, report)
-        students = {name: score for (kind, name), score in found.items() if kind == "students"}
-        others = {name: score for (kind, name), score in found.items() if kind == "beside"}
+            rows[ipc, "beside", name] = partial(evaluator.student, source, first)
+    scored = evaluator.score(rows, report)
+    for ipc in sizes:
+        found: dict[str, dict[str, Score]] = {"students": {}, "beside": {}}
+        for (_, kind, name), score in islice(scored, sum(of == ipc for of, *_ in rows)):
+            found[kind][name] = score
+        students, others = found["students"], found["beside"]
         if "full_data" in others:
             once["full_data"] = others["full_data"]
         others |= once

@@ -2,7 +2,8 @@
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
@@ -17,23 +18,25 @@ from fedistill.seeding import global_seed
 T = TypeVar("T")
 
 
-def side_by_side(jobs: Iterable[Callable[[], T]], device: torch.device) -> list[T]:
+def side_by_side(jobs: Iterable[Callable[[], T]], device: torch.device) -> Iterator[T]:
     """Run independent jobs, on a CPU one for each core, each with one thread.
 
     A small network gains more from a core of its own than from sharing two: twice the images a
-    second (experiments/LOG.md). Results come in the order of the jobs. Jobs may be made one by
-    one, by a generator: the next is made while others run, one more than there are cores.
+    second (experiments/LOG.md). Results come in the order of the jobs, each when it and those
+    before it are there; nothing runs before the first is asked for. Jobs may be made one by one,
+    by a generator: the next is made while others run, one more than there are cores.
     """
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads == 1:
-        return [job() for job in jobs]
+        yield from (job() for job in jobs)
+        return
 
     def alone(job: Callable[[], T]) -> T:
         torch.set_num_threads(1)
         return job()
 
     free = threading.Semaphore(threads)
-    running: list[Future[T]] = []
+    running: deque[Future[T]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for job in jobs:
             free.acquire()
@@ -41,7 +44,10 @@ def side_by_side(jobs: Iterable[Callable[[], T]], device: torch.device) -> list[
                 break
             running.append(pool.submit(alone, job))
             running[-1].add_done_callback(lambda _: free.release())
-        return [job.result() for job in running]
+            while running and running[0].done():
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
 
 
 def device_for(gpus: float) -> torch.device:

@@ -206,7 +206,7 @@ def test_the_score_of_a_row_is_the_accuracy_of_its_students():
     settings = config()
     synthetic = refined(tiny_set(2), settings.relabel)
     judge = evaluator(settings)
-    found = judge.score(judge.students(synthetic))["convnet"]
+    found = dict(judge.score(judge.students(synthetic)))["convnet"]
     for number in range(2):
         network, curve = students.train(
             synthetic, MODEL, settings.student, view_options(settings.relabel, SPEC),
@@ -227,7 +227,8 @@ def test_progress_counts_every_student_of_every_row():
     told: list[tuple[int, int]] = []
     settings = config(epochs=3)
     judge = evaluator(settings)
-    judge.score(judge.students(refined(tiny_set(), settings.relabel)), lambda *at: told.append(at))
+    rows = judge.students(refined(tiny_set(), settings.relabel))
+    dict(judge.score(rows, lambda *at: told.append(at)))
     assert told[-1] == (200, 200)
     assert [done for done, _ in told] == sorted(done for done, _ in told)
 

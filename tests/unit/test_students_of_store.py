@@ -62,7 +62,7 @@ def test_another_student_is_trained(change: dict[str, Any], tmp_path: Path):
         settings = tiny_config(model={"depth": 2, "width": 8}, **sections)
         judge = replace(evaluator(settings), store=Store(tmp_path))
         rows = judge.students(tiny_set(2))
-        judge.score(rows)
+        dict(judge.score(rows))
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -70,5 +70,5 @@ def test_how_many_students_there_are_decides_nothing_about_one(tmp_path: Path):
     for count in (1, 3):
         settings = config(seeds=count, ranking=count == 3)
         judge = replace(evaluator(settings), store=Store(tmp_path))
-        judge.score(judge.students(tiny_set(2)))
+        dict(judge.score(judge.students(tiny_set(2))))
         assert len(list(tmp_path.iterdir())) == count

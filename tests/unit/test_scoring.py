@@ -1,0 +1,66 @@
+"""Scores of several sizes: students of all of them side by side, results as they come."""
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from fakes import tiny_set
+from scored import HELD, SHARDS, TEACHERS, TRAIN, config, evaluator, refined
+from torch import nn
+
+from fedistill import scoring
+from fedistill import student as students
+from fedistill.config import RelabelConfig
+from fedistill.sets import SyntheticSet
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_students_of_different_sizes_are_trained_side_by_side(monkeypatch: pytest.MonkeyPatch):
+    both = threading.Barrier(2, timeout=60)
+
+    def train(*args: Any, **where: Any) -> tuple[nn.Module, list[Any]]:
+        both.wait()  # one alone would wait for ever
+        return TEACHERS[0], []
+
+    monkeypatch.setattr(students, "train", train)
+    settings = config(seeds=1)
+    sets = {ipc: refined(tiny_set(ipc), settings.relabel) for ipc in (1, 2)}
+    found = scoring.score_all(evaluator(settings), sets, TRAIN, SHARDS, HELD, TEACHERS, [], refined)
+    assert [ipc for ipc, _ in found] == [2, 1]
+
+
+def test_sets_beside_are_made_when_students_need_them(monkeypatch: pytest.MonkeyPatch):
+    received = threading.Event()
+
+    def train(synthetic: SyntheticSet, *args: Any, **where: Any) -> tuple[nn.Module, list[Any]]:
+        assert len(synthetic) > 3 or received.wait(60), "the first scores have not come"
+        return TEACHERS[0], []
+
+    monkeypatch.setattr(students, "train", train)
+    settings = config("k_center", ranking=True, seeds=1)
+    sizes = (1, 2, 3, 4, 5, 6)
+    sets = {ipc: refined(tiny_set(ipc), settings.relabel) for ipc in sizes}
+    labelled: list[int] = []
+
+    def refine(synthetic: SyntheticSet, views: RelabelConfig) -> SyntheticSet:
+        labelled.append(len(synthetic))
+        return refined(synthetic, views)
+
+    found = scoring.score_all(evaluator(settings), sets, TRAIN, SHARDS, HELD, TEACHERS, [], refine)
+    assert labelled == []
+    next(found)
+    early = len(labelled)
+    received.set()
+    assert [ipc for ipc, _ in found] == [5, 4, 3, 2, 1]
+    # Of each size: the set itself in plain views, chosen images, random ones in both views.
+    assert sorted(labelled) == sorted(3 * ipc for ipc in sizes for _ in range(4))
+    assert 0 < early < len(labelled)
