@@ -76,11 +76,13 @@ class Load:
         shards: real images of each client whose teachers are not kept yet.
         images: synthetic images that each client whose share is not kept yet makes.
         real: real images of all clients.
+        on_all: real images that the students of `full_data` are trained on; 0: they are kept.
     """
 
     shards: Sequence[int]
     images: Sequence[int]
     real: int
+    on_all: int = 0
 
 
 def rates(config: Config, spec: DataSpec) -> Rates:
@@ -133,15 +135,21 @@ def rates(config: Config, spec: DataSpec) -> Rates:
     if config.cotrain is not None:
         set_threads()
         part = registry.build("cotrain", config.cotrain.name, config.cotrain.options)
-        cotrained = _cotrain_seconds(part, config.distill.ipc, teachers[0], spec, device)
+        server = device_for(1.0)
+        sizes, teacher = config.distill.ipc, teachers[0].to(server)
+        cotrained = _cotrain_seconds(part, sizes, teacher, spec, server)
     set_threads(1)  # the server's jobs have one thread each, side by side
-    where: dict[str, Any] = {"seed": 0, "device": device, "dtype": dtype}
+    device = device_for(1.0)
+    where: dict[str, Any] = {
+        "seed": 0,
+        "device": device,
+        "dtype": resolve_precision(config.precision, device),
+    }
+    teacher = teachers[0].to(device)
     shown = _VIEWS * len(synthetic)
-    labelled = relabel(synthetic, {0: teachers[0]}, few, **where)
+    labelled = relabel(synthetic, {0: teacher}, few, **where)
     by_one, by_two = (
-        _seconds(
-            partial(relabel, synthetic, dict.fromkeys(range(count), teachers[0]), few, **where)
-        )
+        _seconds(partial(relabel, synthetic, dict.fromkeys(range(count), teacher), few, **where))
         for count in (1, 2)
     )
     return Rates(
@@ -182,7 +190,9 @@ def seconds(config: Config, spec: DataSpec, rates: Rates, load: Load) -> float:
     server = labelled * (rates.relabel + (_asked(config) - 1) * rates.answer)
     server += trained * rates.student
     server += _on_all_data(config, load) * rates.squeeze
-    return _FEDERATION_S + clients + rates.cotrain + server / cores
+    # Side by side on a CPU's cores, one after another on a GPU (`training.side_by_side`).
+    hands = cores if device_for(1.0).type == "cpu" else 1
+    return _FEDERATION_S + clients + rates.cotrain + server / hands
 
 
 def passes(config: Config, spec: DataSpec, load: Load) -> int:
@@ -211,7 +221,7 @@ def _averaged(config: Config, load: Load) -> int:
 def _on_all_data(config: Config, load: Load) -> int:
     """Return how many real images the students of `full_data` train on, epoch by epoch."""
     students = config.student.seeds if "full_data" in config.baselines else 0
-    return load.real * config.teacher.epochs * students
+    return load.on_all * config.teacher.epochs * students
 
 
 def _views(config: Config, spec: DataSpec) -> tuple[int, int]:

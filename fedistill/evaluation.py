@@ -46,8 +46,19 @@ class Trained(NamedTuple):
 
 
 Job = Callable[[Report], Trained]  # trains and tests a student
-# Makes the jobs of students of some numbers, each with the set that it learns from.
-Row = Callable[[Sequence[int]], Iterator[Job]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Students of one kind of data.
+
+    Attributes:
+        jobs: makes the jobs of students of some numbers, each with the set that it learns from.
+        views: images that each is shown, epoch by epoch.
+    """
+
+    jobs: Callable[[Sequence[int]], Iterator[Job]]
+    views: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +89,12 @@ class Evaluator:
         assert self.test is not None, "there is no test split on the server"
         return self.test
 
-    def answers(self, teachers: Sequence[nn.Module]) -> list[Tensor]:
-        """Return each teacher's logits for the test split, [T, num_classes]."""
+    def answers(self, teachers: Mapping[int, nn.Module]) -> dict[int, Tensor]:
+        """Return each teacher's logits for the test split, [T, num_classes], on the CPU."""
         images = self.split.images
-        jobs = [partial(logits_of, net, images, self.spec, self.dtype) for net in teachers]
-        return [*side_by_side(jobs, self.device)]
+        jobs = [partial(logits_of, net, images, self.spec, self.dtype) for net in teachers.values()]
+        found = side_by_side(jobs, self.device)
+        return {client: logits.cpu() for client, logits in zip(teachers, found, strict=True)}
 
     def students(self, synthetic: SyntheticSet) -> dict[str, Row]:
         """Return the rows of students of every model; of two with one name one is `name-2`."""
@@ -91,14 +103,21 @@ class Evaluator:
             taken = sum(other.name == model.name for other in named.values())
             named[f"{model.name}-{taken + 1}" if taken else model.name] = model
         return {
-            name: partial(self.student, rivals.one(lambda: synthetic), model)
+            name: self.student(rivals.one(lambda: synthetic), model, len(synthetic))
             for name, model in named.items()
         }
 
-    def student(self, source: Source, model: ModelConfig, numbers: Sequence[int]) -> Iterator[Job]:
-        """Make sets, one after another; each job trains one student on one and tests it."""
-        for number, synthetic in zip(numbers, source(numbers), strict=True):
-            yield self._student(synthetic, model, number)
+    def student(self, source: Source, model: ModelConfig, images: int) -> Row:
+        """Return the row of students of a source's sets, of so many images."""
+
+        def jobs(numbers: Sequence[int]) -> Iterator[Job]:
+            for number, synthetic in zip(numbers, source(numbers), strict=True):
+                yield self._student(synthetic, model, number)
+
+        recipe = self.config.student
+        assert recipe.epochs is not None
+        epochs = student.at_ipc(recipe.epochs, student.ipc_of(images, self.spec.num_classes))
+        return Row(jobs, images * epochs)
 
     def _student(self, synthetic: SyntheticSet, model: ModelConfig, number: int) -> Job:
         recipe = self.config.student
@@ -122,12 +141,10 @@ class Evaluator:
         key = {"set": synthetic.sha256, "recipe": asdict(own), "views": views.as_dict()}
         return partial(self._trained, make, model, number, key)
 
-    def full_data(
-        self, train: ImageSet, model: ModelConfig, numbers: Sequence[int]
-    ) -> Iterator[Job]:
-        """Yield what trains a network on the whole training split as a teacher, and tests it."""
-        for number in numbers:
-            yield self._full_data(train, model, number)
+    def full_data(self, train: ImageSet, model: ModelConfig) -> Row:
+        """Return the row of networks trained on the whole training split, as a teacher is."""
+        jobs = partial(map, partial(self._full_data, train, model))
+        return Row(jobs, len(train) * self.config.teacher.epochs)
 
     def _full_data(self, train: ImageSet, model: ModelConfig, number: int) -> Job:
         recipe = replace(self.config.teacher, count=1, backbones=())
@@ -228,7 +245,7 @@ class Evaluator:
 
         Args:
             rows: by any name.
-            report: called with epochs done and epochs in all.
+            report: called with the views that students have been shown, and all of them.
 
         Yields:
             Rows in this order, each when it and those before it are there.
@@ -255,15 +272,16 @@ class Evaluator:
 
         Their sets are made here, one after another: to label one takes all cores.
         """
-        done = [0.0] * (len(rows) * len(numbers))
+        views = [row.views for row in rows for _ in numbers]
+        done = [0] * len(views)
         lock = threading.Lock()
 
-        def tell(place: int, epochs: int, total: int) -> None:
+        def tell(place: int, epochs: int, of: int) -> None:
             with lock:
-                done[place] = epochs / total
-                report(round(100 * sum(done)), 100 * len(done))
+                done[place] = views[place] * epochs // of
+                report(sum(done), sum(views))
 
-        every = chain.from_iterable(row(numbers) for row in rows)
+        every = chain.from_iterable(row.jobs(numbers) for row in rows)
         jobs = (partial(job, partial(tell, place)) for place, job in enumerate(every))
         # Larger networks fill all cores by themselves, and may draw from the global generator.
         if all(model.name == "convnet" for model in self.config.student.networks):

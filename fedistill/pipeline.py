@@ -98,7 +98,7 @@ def run(config: Config) -> dict[int, Outcome]:
         dtype=dtype,
         store=Store.from_environment(),
     )
-    answers = evaluator.answers(list(teachers.values()))
+    answers = evaluator.answers(teachers)
     scores = scoring.score_all(
         evaluator, sets, loaded.train, parts.indices, histograms, teachers, answers, refine
     )

@@ -53,11 +53,15 @@ def check(config: Config, spec: DataSpec) -> None:
     _check_sizes(config, distiller, spec)
 
 
+def trains_sizes_together(config: Config) -> bool:
+    """Return whether sets of several IPC guide each other: beside others each is another one."""
+    return config.cotrain is not None or distiller_of(config).cotrains_sizes
+
+
 def _check_sizes(config: Config, distiller: Distiller, spec: DataSpec) -> None:
     """Refuse sets that are to be trained together and cannot be."""
     sizes = list(config.distill.ipc)
-    together = config.cotrain is not None or distiller.cotrains_sizes
-    if together and sizes != sorted(sizes):
+    if trains_sizes_together(config) and sizes != sorted(sizes):
         raise ConfigError(
             f"distill.ipc is {sizes}, and sets that are trained together guide each other from "
             f"small to large; accepted: {sorted(sizes)}"

@@ -78,6 +78,13 @@ def data_name(config: Mapping[str, Any]) -> str:
     return re.sub("[-_]", "", name.lower())
 
 
+def changed_data(config: Mapping[str, Any]) -> list[str]:
+    """Say which options make a config's data others than those a paper names; empty: none."""
+    plain = {"fraction": 1.0, "validation": 0.0, "size": None, "zca": False}
+    data = config["data"]
+    return [f"data.{key} is {data[key]}" for key, value in plain.items() if data[key] != value]
+
+
 def differences(
     paper: Published, config: Mapping[str, Any], histograms: Sequence[Sequence[int]]
 ) -> list[str]:
@@ -93,11 +100,9 @@ def differences(
     student, *_ = config["student"]["models"]
     models = config["model"] if isinstance(config["model"], list) else [config["model"]]
     images, classes = sum(map(sum, histograms)), max(map(len, histograms), default=0)
-    plain = {"fraction": 1.0, "validation": 0.0, "size": None, "zca": False}
     facts = {
         f"{images:,} training images of {classes} classes": (images, classes)
         == (_TRAIN_IMAGES, paper.num_classes),
-        **{f"data.{k} is {config['data'][k]}": config["data"][k] == v for k, v in plain.items()},
         f"distill.name is {config['distill']['name']}": config["distill"]["name"] == "sre2l",
         "distill.regularizers are set": not config["distill"]["regularizers"],
         "the teachers are not ResNet-18": [m["name"] for m in models] == ["resnet18"]
@@ -111,4 +116,4 @@ def differences(
         or config["relabel"]["name"] == "mix",
         "cotrain is set": config["cotrain"] is None,
     }
-    return [fact for fact, same in facts.items() if not same]
+    return changed_data(config) + [fact for fact, same in facts.items() if not same]

@@ -1,8 +1,7 @@
 """The scores of the sets of a run, each with the rows beside it that the config asks for."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -59,11 +58,11 @@ def score_all(
     shards: Sequence[Tensor],
     histograms: Histograms,
     teachers: Mapping[int, nn.Module | None],
-    answers: Sequence[Tensor],
+    answers: Mapping[int, Tensor],
     refine: Refine,
     report: Report = lambda done, total: None,
     beside: Mapping[str, Score] | None = None,
-) -> Iterator[tuple[int, Scores]]:
+) -> Generator[tuple[int, Scores], None, None]:
     """Score the set of each IPC, with the rows beside it that the config asks for.
 
     What is the same for every set, such as the ensemble and the training on all data, is done
@@ -78,9 +77,10 @@ def score_all(
         histograms: how many images of each class every client has.
         teachers: of the clients that took part, by partition id, each as one network; None: it
             has stayed at home.
-        answers: of these teachers to the test split, for the ensembles.
+        answers: of these teachers to the test split, by partition id. Who says anything that is
+            not finite is in no ensemble and no average, and neither is who is left out here.
         refine: labels a set with such views as a config says, as the distilled ones were labelled.
-        report: called with epochs done and epochs in all.
+        report: called with the views that students have been shown, and all of them.
         beside: rows of every set that were had in another way, by name.
 
     Yields:
@@ -95,26 +95,17 @@ def score_all(
     if config.coresets:
         where = evaluator.device, evaluator.dtype
         tasks = rivals.tasks(config, evaluator.spec, train, shards, teachers, *where)
-    once = dict(beside or {})
-    if "ensemble" in wanted:
-        once["ensemble"] = baselines.ensemble(answers, evaluator.split.labels)
-    for name in wanted & baselines.WEIGHTED.keys():
-        weights = class_weights(histograms, [*teachers])
-        once[name] = baselines.weighted_ensemble(name, answers, weights, evaluator.split.labels)
-    if "weight_average" in wanted:
-        here = {client: net for client, net in teachers.items() if net is not None}
-        samples = {client: sum(held) for client, held in histograms.items()}
-        once["weight_average"] = evaluator.weight_average(samples, here)
+    once = {**(beside or {}), **_without_a_set(evaluator, wanted, histograms, teachers, answers)}
     sizes = sorted(sets, reverse=True)
     rows: dict[tuple[int, str, str], Row] = {}
     if "full_data" in wanted - once.keys():
-        rows[sizes[0], "beside", "full_data"] = partial(evaluator.full_data, train, first)
+        rows[sizes[0], "beside", "full_data"] = evaluator.full_data(train, first)
     for ipc in sizes:
         synthetic = sets[ipc]
         for name, row in evaluator.students(synthetic).items():
             rows[ipc, "students", name] = row
         for name, source in rivals.sources(config, synthetic, wanted, tasks, refine).items():
-            rows[ipc, "beside", name] = partial(evaluator.student, source, first)
+            rows[ipc, "beside", name] = evaluator.student(source, first, len(synthetic))
     scored = evaluator.score(rows, report)
     for ipc in sizes:
         found: dict[str, dict[str, Score]] = {"students": {}, "beside": {}}
@@ -126,6 +117,31 @@ def score_all(
         others |= once
         chosen: dict[str, Score] = {n: others[n] for n in names(config) if n in others}
         yield ipc, Scores(students, chosen, _ranking(config, students, others))
+
+
+def _without_a_set(
+    evaluator: Evaluator,
+    wanted: Set[str],
+    histograms: Histograms,
+    teachers: Mapping[int, nn.Module | None],
+    answers: Mapping[int, Tensor],
+) -> dict[str, Score]:
+    """Score the rows that are made of the teachers alone."""
+    heard = {client: said for client, said in answers.items() if bool(said.isfinite().all())}
+    if not heard:
+        return {}
+    found = {}
+    said = [*heard.values()]
+    if "ensemble" in wanted:
+        found["ensemble"] = baselines.ensemble(said, evaluator.split.labels)
+    for name in wanted & baselines.WEIGHTED.keys():
+        weights = class_weights(histograms, [*heard])
+        found[name] = baselines.weighted_ensemble(name, said, weights, evaluator.split.labels)
+    if "weight_average" in wanted:
+        here = {n: net for n, net in teachers.items() if net is not None and n in heard}
+        samples = {client: sum(held) for client, held in histograms.items()}
+        found["weight_average"] = evaluator.weight_average(samples, here)
+    return found
 
 
 def _ranking(

@@ -73,6 +73,11 @@ class Score:
         }
 
 
+def ipc_of(images: int, num_classes: int) -> int:
+    """Return the IPC of a set of so many images; of fewer than there are classes it is 1."""
+    return max(1, images // num_classes)
+
+
 def at_ipc(value: int | Mapping[int, int], ipc: int) -> int:
     """Return what holds for an IPC; in a table the entry of the nearest smaller one does."""
     if isinstance(value, int):
@@ -120,7 +125,7 @@ def train(
     optimizer = _optimizer(model, config)
     images = spec.normalise(synthetic.images.to(device))
     hard_labels = synthetic.hard_labels.to(device)
-    ipc = max(1, len(synthetic) // spec.num_classes)
+    ipc = ipc_of(len(synthetic), spec.num_classes)
     epochs = at_ipc(config.epochs, ipc)
     batches = -(-len(synthetic) // at_ipc(config.batch_size, ipc))
     curve: Curve = []

@@ -26,6 +26,7 @@ from fedistill import (
     sweep_folder,
     tracking,
 )
+from fedistill.config import Config
 from fedistill.errors import RunError
 from fedistill.estimate import Load
 from fedistill.grid import Federation, Grid
@@ -132,6 +133,7 @@ def plan(grid: Grid, output: Path, store: Store) -> list[Plan]:
     for federation in grid.federations:
         config, status = federation.config, done.get(federation.folder, "todo")
         if status == "done":
+            coming.add(_on_all_data(config))
             nothing = Load(shards=[], images=[], real=0)
             everyone = config.partition.clients
             found.append(
@@ -176,8 +178,10 @@ def _plan(
         shards=[0 if known else sum(histograms[n]) for n, (known, _) in enumerate(spared)],
         images=[0 if known else sum(asked[n]) for n, (_, known) in enumerate(spared)],
         real=len(labels),
+        on_all=0 if _on_all_data(config) in coming else len(labels),
     )
     coming.update(name for it in kept for name in it.work)
+    coming.add(_on_all_data(config))
     return Plan(
         federation=federation,
         status=status,
@@ -185,6 +189,11 @@ def _plan(
         teachers=sum(it.teachers for it in kept),
         shares=sum(it.share for it in kept),
     )
+
+
+def _on_all_data(config: Config) -> str:
+    """Name what the row `full_data` trains: the same whatever clients there are."""
+    return f"full data of seed {config.seed}: {config.student.networks[0]}, {config.teacher}"
 
 
 def _estimated_seconds(grid: Grid, plans: Sequence[Plan]) -> list[float]:

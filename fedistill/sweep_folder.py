@@ -14,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedistill import comparison, config_file, locking, results
+from fedistill import comparison, config_file, locking, planning, results
+from fedistill.config import Config, PartitionConfig
 from fedistill.errors import OutputError
 from fedistill.grid import Federation, Grid
 from fedistill.journal import JOURNAL, flatten
@@ -28,7 +29,11 @@ Tree = Mapping[str, Any]
 _ALONG_A_LINE = (
     "baselines",
     "distill.ipc",
-    "federation",
+    "federation.cpus_per_client",
+    "federation.deadline_s",
+    "federation.gpus_per_client",
+    "federation.min_clients",
+    "federation.wait_s",
     "name",
     "partition.clients",
     "seed",
@@ -78,18 +83,30 @@ def check(grid: Grid, output: Path) -> None:
         if before is not None and config_file.sha256(before) != config_file.sha256(it.config):
             raise _other(output, it.folder, changed(before, it.config))
         for run, config in held:
-            _check_comparable(it, run, changed(config, it.config), output)
+            _check_comparable(it, run, config, output)
 
 
-def _check_comparable(it: Federation, run: Tree, differs: Sequence[str], output: Path) -> None:
+def _check_comparable(it: Federation, run: Tree, config: Config, output: Path) -> None:
     varied = {*it.varied, *run.get("varied", [])}
-    differs = [key for key in differs if key not in varied]
+    differs = [key for key in changed(config, it.config) if key not in varied]
     if (run["distiller"], run["alpha"]) == (it.method, it.alpha):
         found = [key for key in differs if not _within(key, _ALONG_A_LINE)]
+        if planning.trains_sizes_together(it.config):
+            found += [key for key in differs if key == "distill.ipc"]
     else:
         found = [key for key in differs if _within(key, _IN_EVERY_LINE)]
+        if not _told_apart(config.partition, it.config.partition):
+            found.append("partition.name")
     if found:
         raise _other(output, run["folder"], found)
+
+
+def _told_apart(one: PartitionConfig, other: PartitionConfig) -> bool:
+    """Say whether a line of each can be named by its alpha; without one it is called iid."""
+    if one.name == other.name:
+        return True
+    iid, skewed = (one, other) if one.name == "iid" else (other, one)
+    return iid.name == "iid" and skewed.alpha is not None
 
 
 def _other(output: Path, folder: str, differs: Sequence[str]) -> OutputError:
@@ -101,7 +118,7 @@ def _other(output: Path, folder: str, differs: Sequence[str]) -> OutputError:
     )
 
 
-def changed(before: Any, after: Any) -> list[str]:
+def changed(before: Config, after: Config) -> list[str]:
     """List the keys in which two configs differ."""
     old, new = (flatten(config_file.to_dict(config)) for config in (before, after))
     return sorted(key for key in old | new if old.get(key) != new.get(key))
@@ -178,7 +195,7 @@ def add_seconds(output: Path, seconds: float) -> None:
     results.write_json(path, {**tree, "seconds": round(tree["seconds"] + seconds, 1)})
 
 
-def _held(output: Path) -> list[tuple[Tree, Any]]:
+def _held(output: Path) -> list[tuple[Tree, Config]]:
     """Return what `sweep.json` says of each federation that has a config, and the config."""
     if not (output / comparison.SWEEP).is_file():
         return []

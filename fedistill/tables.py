@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedistill import comparison, display, mlflow_views, rows, tracking
+from fedistill.report.page import size
 from fedistill.sets import SyntheticSet
 from fedistill.student import Score
 from fedistill.sweep import Plan
@@ -37,7 +38,7 @@ def print_result(result: Mapping[str, Any], folder: Path) -> None:
     if any("ranking" in found for found in result["sets"].values()):
         console.print(_ranking(result["sets"]))
     seconds = ", ".join(f"{k} {v:.0f}" for k, v in result["seconds"].items() if v)
-    up, down = (_size(result["bytes"][way]) for way in ("up", "down"))
+    up, down = (size(result["bytes"][way]) for way in ("up", "down"))
     console.print(f"seconds: {seconds}\nbytes: {up} up, {down} down", highlight=False)
     kept = {stage: len(found) for stage, found in result.get("from_store", {}).items() if found}
     if kept:
@@ -212,11 +213,3 @@ def _numbers(score: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def _mbytes(sent: Mapping[str, int] | None) -> str:
     return f"{sent['up'] / 1e6:.3g}" if sent else ""
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"

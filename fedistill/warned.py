@@ -11,7 +11,8 @@ def collected(*, alone: bool = False) -> Iterator[list[str]]:
     """Collect the warnings of this thread, each of them once.
 
     Args:
-        alone: whether nobody else that listens to our logger hears of them.
+        alone: whether nobody else that listens to our logger hears of them; for a process
+            whose other threads do not come here meanwhile.
     """
     found: list[str] = []
     thread = threading.get_ident()
@@ -24,8 +25,13 @@ def collected(*, alone: bool = False) -> Iterator[list[str]]:
     handler.emit = note  # type: ignore[method-assign]
     logger = logging.getLogger("fedistill")
     before = logger.handlers
-    logger.handlers = [handler] if alone else [*before, handler]
+    if alone:
+        logger.handlers = []
+    # Other threads may come and go meanwhile, each with a handler of its own.
+    logger.addHandler(handler)
     try:
         yield found
     finally:
-        logger.handlers = before
+        logger.removeHandler(handler)
+        if alone:
+            logger.handlers = before

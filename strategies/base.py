@@ -280,7 +280,7 @@ class FedDistill(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask nobody: students are tested on the server."""
+        """Ask nobody: `evaluate_fn` tests students, here or at the clients."""
         return []
 
     def aggregate_evaluate(

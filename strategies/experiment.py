@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from logging import INFO, WARNING
@@ -139,37 +140,39 @@ class Experiment:
         self.record.sets(strategy)
         rival = self._fedavg(grid)
         started = time.perf_counter()
-        nets = list(strategy.teachers.values())
-        evaluator, answers = self.evaluator, list[Tensor]()
+        evaluator, answers = self.evaluator, dict[int, Tensor]()
         if self.config.evaluate.at == "clients":  # nothing is tested here, teachers neither
             evaluator = replace(evaluator, elsewhere=self._testers(grid).test)
         else:
-            answers = evaluator.answers(nets)
-        top1 = [training.top1(logits, self.data.test.labels) for logits in answers]
-        self.teacher_top1 = dict(zip(strategy.teachers, top1, strict=False))
+            answers = evaluator.answers(strategy.teachers)
+        labels = self.data.test.labels
+        self.teacher_top1 = {n: training.top1(said, labels) for n, said in answers.items()}
         self.record.clients(strategy, self.teacher_top1)
+        teachers = [*self.teacher_top1.values()]
         metrics: dict[str, int | float | list[int] | list[float]] = {}
-        for ipc, scores in scoring.score_all(
+        every = scoring.score_all(
             evaluator,
             strategy.sets,
             self.data.train,
             self._shards,
             strategy.histograms,
             {client: strategy.teachers.get(client) for client in sorted(strategy.shares)},
-            answers,
+            {n: said for n, said in answers.items() if n not in strategy.unheard},
             strategy.refine,
             lambda done, total: self.progress.report("evaluate", done, total, ""),
             rival.scores,
-        ):
-            scores = replace(
-                scores,
-                traffic=row_bytes.of_set(strategy, ipc),
-                notes={name: self._notes(ipc, name, rival) for name in scores.baselines},
-            )
-            self.scores[ipc] = scores
-            self.record.scores(ipc, strategy.sets[ipc], scores, top1)
-            for name, score in scores.students.items():
-                metrics[f"ipc-{ipc}/{name}/top1-mean"] = score.mean
+        )
+        with closing(every):  # whatever happens, no student is left running
+            for ipc, scores in every:
+                scores = replace(
+                    scores,
+                    traffic=row_bytes.of_set(strategy, ipc),
+                    notes={name: self._notes(ipc, name, rival) for name in scores.baselines},
+                )
+                self.scores[ipc] = scores
+                self.record.scores(ipc, strategy.sets[ipc], scores, teachers)
+                for name, score in scores.students.items():
+                    metrics[f"ipc-{ipc}/{name}/top1-mean"] = score.mean
         self.evaluate_seconds = time.perf_counter() - started
         return MetricRecord(metrics)
 

@@ -3,7 +3,6 @@
 A client that does not answer as asked labels no more in this run; its images stay in the set.
 """
 
-import threading
 from collections.abc import Callable, Mapping
 from operator import itemgetter
 
@@ -48,7 +47,6 @@ class LabellersAtHome:
         self._exchange = exchange
         self._grid = grid
         self._clients = sorted(clients)
-        self._lock = threading.Lock()
         self.failures = Failures("labels no more")
 
     @property
@@ -63,8 +61,6 @@ class LabellersAtHome:
         report: Callable[[int, int], None] = lambda done, total: None,
     ) -> dict[int, Tensor]:
         """Ask clients for the labels of some views.
-
-        Students that train side by side may all need labels: one is served after the other.
 
         Args:
             sheet: what there is to label.
@@ -89,22 +85,21 @@ class LabellersAtHome:
             )
             for client, mine in asked.items()
         }
-        with self._lock:
-            threads = torch.get_num_threads()
-            try:
-                answers = self._ask(requests)
-            finally:
-                torch.set_num_threads(threads)  # clients in this process have set their own
-            if not self.left:
-                raise ClientsFailed(
-                    "no client is left that labels, and relabel.at is clients; "
-                    f"{last_lines(self.failures)}; mend one of them and run again"
-                )
+        threads = torch.get_num_threads()
+        try:
+            answers = self._ask(requests)
+        finally:
+            torch.set_num_threads(threads)  # clients in this process have set their own
+        if not self.left:
+            raise ClientsFailed(
+                "no client is left that labels, and relabel.at is clients; "
+                f"{last_lines(self.failures)}; mend one of them and run again"
+            )
         report(len(answers), len(requests))
         return answers
 
     def _ask(self, requests: Mapping[int, LabelRequest]) -> dict[int, Tensor]:
-        # Others may have found out, since these were chosen, that a client labels no more.
+        # A client may have stopped to label since these were chosen.
         requests = {n: request for n, request in requests.items() if n not in self.failures}
         answers = self._exchange.ask(
             self._grid,

@@ -8,7 +8,7 @@ itself really sent stays in result.json's `bytes`, where no rival enters.
     hard_label          the same without teachers
     random, herding,    for each client a share of as many real images, and its teachers, which
     k_center            label them
-    both ensembles,     for each client its teachers: a share without images
+    ensembles,          for each client its teachers: a share without images
     weight_average
     full_data           for each client one message with all its images as uint8 and its labels, as
                         small integers

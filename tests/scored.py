@@ -39,5 +39,5 @@ def evaluator(settings: Config) -> Evaluator:
 def scored(settings: Config, *sizes: int) -> dict[int, Scores]:
     sets = {ipc: refined(tiny_set(ipc), settings.relabel) for ipc in sizes or (2,)}
     judge = evaluator(settings)
-    answers = judge.answers(list(TEACHERS.values()))
+    answers = judge.answers(TEACHERS)
     return dict(scoring.score_all(judge, sets, TRAIN, SHARDS, HELD, TEACHERS, answers, refined))

@@ -1,6 +1,8 @@
 """Published one-shot methods beside ours: the same data, split and number of clients."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
 
 from fedistill import comparison, published
 from fedistill import published_one_shot as one_shot
@@ -16,14 +18,18 @@ _BESIDE = ("fedavg_1", *ENSEMBLES)  # ours, of what they have too
 def beside_one_shot(rows: Sequence[Row]) -> list[Block]:
     """Return accuracy over alpha, ours and theirs; empty for data or splits that they do not have.
 
-    Networks and training may differ: the caption says so.
+    Networks and training may differ: the caption says so. Tests on another split than theirs, and
+    parts of the data, are left out.
     """
     fitting, names, models = [], set(), set()
     for row in rows:
-        config = Run.read(row.folder).config
+        run = Run.read(row.folder)
+        config = run.config
         name = published.data_name(config)
         if (
             name in one_shot.RIVALS
+            and run.result.get("evaluated_on", "test") == "test"
+            and not published.changed_data(config)
             and config["partition"]["name"] == "dirichlet"
             and row.clients == one_shot.CLIENTS
             and row.line.alpha in one_shot.ALPHAS
@@ -67,17 +73,27 @@ def _ours(rows: Sequence[Row], alphas: Iterable[float]) -> list[list[str]]:
             }
             found.append([f"{method}, IPC {ipc}", "a set", *_cells(points, alphas)])
     for name in _BESIDE:
-        values: dict[float | None, list[float]] = {}
-        counted = set()
-        for row in rows:
-            if row.folder not in counted and name in row.baselines:
-                counted.add(row.folder)
-                values.setdefault(row.line.alpha, []).extend(row.baselines[name])
-        if values:
-            points = {alpha: comparison.point(top1) for alpha, top1 in values.items()}
-            left = "one model" if name == "fedavg_1" else "all clients' models"
-            found.append([short(name), left, *_cells(points, alphas)])
+        left = "one model" if name == "fedavg_1" else "all clients' models"
+        cells = {method: _beside(rows, method, name, alphas) for method in methods}
+        cells = {method: found for method, found in cells.items() if {*found} != {"-"}}
+        # Methods that share their teachers have this row in common.
+        alike = len({*map(tuple, cells.values())}) == 1
+        for method, values in [*cells.items()][: 1 if alike else None]:
+            found.append([short(name) if alike else f"{short(name)}, {method}", left, *values])
     return found
+
+
+def _beside(rows: Sequence[Row], method: str, name: str, alphas: Iterable[float]) -> list[str]:
+    """Return the accuracies of a row that does not depend on the IPC, once a federation."""
+    values: dict[float | None, dict[Path, Sequence[float]]] = {}
+    for row in rows:
+        if row.line.distiller == method and name in row.baselines:
+            values.setdefault(row.line.alpha, {})[row.folder] = row.baselines[name]
+    points = {
+        alpha: comparison.point([*chain.from_iterable(found.values())])
+        for alpha, found in values.items()
+    }
+    return _cells(points, alphas)
 
 
 def _cells(points: Mapping[float | None, Point], alphas: Iterable[float]) -> list[str]:

@@ -144,6 +144,8 @@ def _scores(run: Run) -> list[Block]:
         first = next(iter(found["students"]))
         for name, scores in found["baselines"].items():
             network = "teachers" if name in ENSEMBLES else first
+            if name == "weight_average" or name.startswith("fedavg_"):
+                network = _teachers(run.config)[0]["name"]
             rows.append([ipc, short(name), *_numbers(scores), network])
             bars.append((short(name), point(scores), False))
         teachers = run.result["teachers"]["top1_mean"]
@@ -166,6 +168,11 @@ def _numbers(scores: Mapping[str, Any]) -> list[str]:
     return [score(*point(scores)), str(scores["n"])]
 
 
+def _teachers(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    model = config["model"]
+    return model if isinstance(model, list) else [model]
+
+
 def facts(run: Run) -> list[tuple[str, str]]:
     """Say what was run, on what, and with what."""
     config, result = run.config, run.result
@@ -177,7 +184,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     scheme = [partition["name"], *(f"{k} {v}" for k, v in options.items() if v is not None)]
     if "devices" in result:
         scheme = ["what each device has"]
-    models = config["model"] if isinstance(config["model"], list) else [config["model"]]
+    models = _teachers(config)
     hardware = result["hardware"]
     commit = run.tags.get("mlflow.source.git.commit")
     seeds = config["student"]["seeds"]

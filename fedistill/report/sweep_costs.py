@@ -83,7 +83,8 @@ def costs(rows: Sequence[Row]) -> list[Block]:
             names=int(several),
             caption="Of one federation, which makes the sets of all IPC: bytes of all its "
             "messages, and time by stage, where squeeze and recover are summed over the clients. "
-            "Means over seeds.",
+            "Means over seeds. What the artefact store held already took no time: students too, "
+            "such as those of all data, which all federations of a seed have in common.",
         ),
         *_per_megabyte(rows),
     ]

@@ -105,6 +105,14 @@ def test_what_federations_share_is_planned_once(
     assert not any(plan.teachers or plan.shares for plan in plans)  # none is there yet
 
 
+def test_a_network_of_all_data_is_planned_once_a_seed(
+    tmp_path: Path, make: Callable[..., grid.Grid]
+):
+    axes = SweepConfig(clients=(1, 2), seed=(0, 1))
+    plans, _ = sweep.dry_run(make(axes, baselines=["full_data"]), tmp_path / "new", None)
+    assert [bool(plan.load.on_all) for plan in plans] == [True, False, True, False]
+
+
 def test_options_that_are_varied_are_compared_like_methods(
     tmp_path: Path, make: Callable[..., grid.Grid], capsys: pytest.CaptureFixture[str]
 ):

@@ -12,6 +12,8 @@ from fedistill.config import SweepConfig
 from fedistill.errors import OutputError
 from strategies import server_app
 
+PATHOLOGICAL = {"partition": {"name": "pathological", "classes_per_client": 5}}
+
 
 def test_a_sweep_grows_by_federations_and_refuses_another_config(
     tmp_path: Path, make: Callable[..., grid.Grid]
@@ -58,6 +60,9 @@ def test_an_experiment_keeps_its_folder_whatever_axes_a_later_command_names(
         ({"distiller": ("random",), "alpha": (0.3,)}, {}, ""),
         ({"ipc": (3,)}, {"federation": {"deadline_s": 77}, "baselines": ["hard_label"]}, ""),
         ({"vary": {"relabel.views": (2,)}}, {}, ""),
+        ({}, {"federation": {"slots": "histogram"}}, r"federation\.slots"),
+        ({}, {"federation": {"dropout": 0.5}}, r"federation\.dropout"),
+        ({"distiller": ("random",)}, PATHOLOGICAL, r"partition\.name"),
     ],
 )
 def test_only_what_can_be_compared_joins_a_sweep(
@@ -74,6 +79,31 @@ def test_only_what_can_be_compared_joins_a_sweep(
             sweep_folder.check(other, output)
     else:
         sweep_folder.check(other, output)
+
+
+@pytest.mark.parametrize("method", ["mibdc", "nested"])
+def test_sizes_that_are_made_together_stay_as_they_are(
+    tmp_path: Path, make: Callable[..., grid.Grid], method: str
+):
+    """Beside other sizes the set of an IPC is another one."""
+
+    def grid_of(clients: int, *ipc: int) -> grid.Grid:
+        return make(SweepConfig(clients=(clients,), ipc=ipc, distiller=(method,)))
+
+    first = grid_of(2, 1, 2)
+    sweep_folder.claim(first, tmp_path, [it.as_dict() for it in first.federations], [])
+    sweep_folder.check(grid_of(3, 1, 2), tmp_path)
+    with pytest.raises(OutputError, match=r"distill\.(ipc|subsets)"):
+        sweep_folder.check(grid_of(3, 1, 2, 4), tmp_path)
+
+
+def test_a_split_without_alpha_is_not_called_iid(tmp_path: Path, make: Callable[..., grid.Grid]):
+    first = make(SweepConfig(clients=(2,), ipc=(1,)), **PATHOLOGICAL)
+    sweep_folder.claim(first, tmp_path, [it.as_dict() for it in first.federations], [])
+    for alpha in ("iid", 0.3):
+        other = make(SweepConfig(clients=(3,), ipc=(1,), alpha=(alpha,)), **PATHOLOGICAL)
+        with pytest.raises(OutputError, match=r"partition\.name"):
+            sweep_folder.check(other, tmp_path)
 
 
 def test_what_a_sweep_left_that_never_began_is_no_obstacle(

@@ -227,9 +227,10 @@ def test_progress_counts_every_student_of_every_row():
     told: list[tuple[int, int]] = []
     settings = config(epochs=3)
     judge = evaluator(settings)
-    rows = judge.students(refined(tiny_set(), settings.relabel))
-    dict(judge.score(rows, lambda *at: told.append(at)))
-    assert told[-1] == (200, 200)
+    synthetic = refined(tiny_set(), settings.relabel)
+    dict(judge.score(judge.students(synthetic), lambda *at: told.append(at)))
+    views = 2 * 3 * len(synthetic)  # students, epochs
+    assert told[-1] == (views, views)
     assert [done for done, _ in told] == sorted(done for done, _ in told)
 
 
@@ -274,16 +275,43 @@ def test_weighted_ensembles_hear_who_has_seen_a_class(seen: Seen):
     held = {0: [9, 0, 3], 1: [0, 12, 3]}
     settings = config("coverage_ensemble", "consensus_ensemble")
     judge = evaluator(settings)
-    answers = judge.answers(list(TEACHERS.values()))
+    answers = judge.answers(TEACHERS)
     sets = {2: refined(tiny_set(2), settings.relabel)}
     found = scoring.score_all(judge, sets, TRAIN, SHARDS, held, TEACHERS, answers, refined)
-    one, two = (logits.log_softmax(1) for logits in answers)
+    one, two = (logits.log_softmax(1) for logits in answers.values())
     third = (one[:, 2] + two[:, 2]) / 2
     expected = top1(torch.stack([one[:, 0], two[:, 1], third], 1), TEST.labels)
     rows = dict(found)[2].baselines
     assert rows["coverage_ensemble"].top1 == [expected]
-    agreed = consensus(answers, class_weights(held, [0, 1]))
+    agreed = consensus([*answers.values()], class_weights(held, [0, 1]))
     assert rows["consensus_ensemble"].top1 == [top1(agreed, TEST.labels)]
+
+
+def test_who_says_nothing_finite_is_in_no_ensemble_and_no_average(seen: Seen):
+    settings = config("ensemble", "coverage_ensemble", "consensus_ensemble", "weight_average")
+    judge = evaluator(settings)
+    said = judge.answers(TEACHERS)
+    sets = {2: refined(tiny_set(2), settings.relabel)}
+    given = sets, TRAIN, SHARDS, HELD, TEACHERS
+    beside = said[1].clone()
+    beside[3, 1] = torch.nan
+    for answers in ({0: said[0], 1: beside}, {0: said[0]}):
+        rows = dict(scoring.score_all(judge, *given, answers, refined))[2].baselines
+        alone = [accuracy(TEACHERS[0], TEST, SPEC, torch.float32)]
+        assert {name: score.top1 for name, score in rows.items()} == dict.fromkeys(
+            settings.baselines, alone
+        )
+
+
+def test_answers_are_on_the_cpu_where_they_are_compared_with_labels(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    class OnDevice:
+        def cpu(self) -> torch.Tensor:
+            return torch.ones(2)
+
+    monkeypatch.setattr(evaluation, "logits_of", lambda *_: OnDevice())
+    assert [it.tolist() for it in evaluator(config()).answers(TEACHERS).values()] == [[1, 1]] * 2
 
 
 def test_several_teachers_of_a_client_all_enter_the_average(
@@ -299,7 +327,7 @@ def test_rows_had_elsewhere_stand_where_the_config_names_them():
     synthetic = refined(tiny_set(2), settings.relabel)
     judge = evaluator(settings)
     given = {"fedavg_1": Score([10.0], []), "fedavg_5": Score([50.0], [])}
-    answers = judge.answers(list(TEACHERS.values()))
+    answers = judge.answers(TEACHERS)
     found = scoring.score_all(
         judge, {2: synthetic}, TRAIN, SHARDS, HELD, TEACHERS, answers, refined, beside=given
     )

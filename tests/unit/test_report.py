@@ -10,6 +10,7 @@ from pages import Reader, read
 from fedistill import report
 from fedistill.errors import OutputError
 from fedistill.report.page import duration, size
+from fedistill.rows import short
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 
@@ -42,6 +43,19 @@ def test_the_page_of_a_run_has_its_parts(run):
         "Use the sets",
         "Do it again",
     ]
+
+
+def test_every_row_names_its_network(tmp_path):
+    rows = ("random", "ensemble", "weight_average", "fedavg_1")
+    folder = made_up.run_folder(
+        tmp_path / "r",
+        ipc=(1,),
+        baselines={name: made_up.scores(50.0) for name in rows},
+        sections={"student": {"models": [{"name": "resnet18"}], "epochs": 2, "seeds": 2}},
+    )
+    text = read(folder).text
+    for name, network in zip(rows, ("resnet18", "teachers", "convnet", "convnet"), strict=True):
+        assert f"1 {short(name)} 50.00 1 {network}" in text
 
 
 def test_the_page_of_a_run_holds_its_numbers(run):

@@ -10,7 +10,7 @@ from fakes import tiny_set
 from scored import HELD, SHARDS, TEACHERS, TRAIN, config, evaluator, refined
 from torch import nn
 
-from fedistill import scoring
+from fedistill import evaluation, scoring
 from fedistill import student as students
 from fedistill.config import RelabelConfig
 from fedistill.sets import SyntheticSet
@@ -34,8 +34,26 @@ def test_students_of_different_sizes_are_trained_side_by_side(monkeypatch: pytes
     monkeypatch.setattr(students, "train", train)
     settings = config(seeds=1)
     sets = {ipc: refined(tiny_set(ipc), settings.relabel) for ipc in (1, 2)}
-    found = scoring.score_all(evaluator(settings), sets, TRAIN, SHARDS, HELD, TEACHERS, [], refined)
+    found = scoring.score_all(evaluator(settings), sets, TRAIN, SHARDS, HELD, TEACHERS, {}, refined)
     assert [ipc for ipc, _ in found] == [2, 1]
+
+
+def test_progress_counts_a_large_set_for_more_than_a_small_one(monkeypatch: pytest.MonkeyPatch):
+    def train(*args: Any, **where: Any) -> tuple[nn.Module, list[Any]]:
+        where["report"](1, 2)
+        return TEACHERS[0], []
+
+    monkeypatch.setattr(students, "train", train)
+    monkeypatch.setattr(evaluation, "squeeze", lambda *args, **where: (TEACHERS[0], []))
+    torch.set_num_threads(1)
+    settings = config("full_data", seeds=1, epochs={1: 8, 5: 2})
+    sets = {ipc: tiny_set(ipc) for ipc in (1, 5)}
+    told: list[tuple[int, int]] = []
+    judge, report = evaluator(settings), lambda *at: told.append(at)
+    dict(scoring.score_all(judge, sets, TRAIN, SHARDS, HELD, TEACHERS, {}, refined, report))
+    real = len(TRAIN) * settings.teacher.epochs
+    total = real + 15 * 2 + 3 * 8
+    assert told == [(15, total), (15 + 12, total)]  # of full data nothing is told here
 
 
 def test_sets_beside_are_made_when_students_need_them(monkeypatch: pytest.MonkeyPatch):
@@ -55,7 +73,7 @@ def test_sets_beside_are_made_when_students_need_them(monkeypatch: pytest.Monkey
         labelled.append(len(synthetic))
         return refined(synthetic, views)
 
-    found = scoring.score_all(evaluator(settings), sets, TRAIN, SHARDS, HELD, TEACHERS, [], refine)
+    found = scoring.score_all(evaluator(settings), sets, TRAIN, SHARDS, HELD, TEACHERS, {}, refine)
     assert labelled == []
     next(found)
     early = len(labelled)

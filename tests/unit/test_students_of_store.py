@@ -27,7 +27,7 @@ def test_students_come_from_the_store_with_the_same_scores(
 
     def scores() -> Scores:
         judge = replace(evaluator(settings), store=Store(tmp_path))
-        found = scoring.score_all(judge, {2: synthetic}, TRAIN, SHARDS, HELD, TEACHERS, [], refined)
+        found = scoring.score_all(judge, {2: synthetic}, TRAIN, SHARDS, HELD, TEACHERS, {}, refined)
         return dict(found)[2]
 
     first = scores()

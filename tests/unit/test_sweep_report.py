@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import made_up
 import pytest
@@ -264,16 +265,28 @@ def test_the_paper_stands_beside_no_other_setting(tmp_path, monkeypatch):
     assert "27.2" not in page.text
 
 
-def dirichlet_sweep(folder: Path, data: str, clients: int = 5) -> Reader:
-    sections = {"data": {"name": data}, "partition": {"name": "dirichlet", "clients": clients}}
+def dirichlet_sweep(
+    folder: Path,
+    data: str,
+    clients: int = 5,
+    distillers: tuple[str, ...] = ("sre2l",),
+    fraction: float = 1.0,
+    **run: Any,
+) -> Reader:
+    sections = {
+        "data": {"name": data, "fraction": fraction},
+        "partition": {"name": "dirichlet", "clients": clients},
+    }
     beside = {"fedavg_1": made_up.scores(33.0), "ensemble": made_up.scores(44.0)}
     made_up.sweep_folder(
         folder,
         clients=(clients,),
         ipc=(1, 10),
         alphas=(0.1, 0.5, 0.7),
+        distillers=distillers,
         sections=sections,
         baselines=beside,
+        **run,
     )
     return read(folder)
 
@@ -293,6 +306,33 @@ def test_published_one_shot_methods_stand_beside_the_same_split(tmp_path):
 def test_one_shot_methods_are_left_out_where_they_have_no_numbers(tmp_path, data, clients):
     page = dirichlet_sweep(tmp_path / "s", data, clients)
     assert "Beside one-shot methods" not in page.headings
+
+
+@pytest.mark.parametrize(
+    "run", [{"evaluated_on": "validation"}, {"fraction": 0.5}], ids=["split", "part"]
+)
+def test_one_shot_methods_stand_beside_no_other_test(tmp_path, run):
+    page = dirichlet_sweep(tmp_path / "s", "mnist", **run)
+    assert "Beside one-shot methods" not in page.headings
+
+
+def test_methods_that_share_their_teachers_have_one_row_of_them(tmp_path):
+    page = dirichlet_sweep(tmp_path / "s", "mnist", distillers=("sre2l", "lic"))
+    text = page.text.split("Beside one-shot methods")[-1]
+    assert text.count("FedAvg, 1 round one model 33.00 \N{PLUS-MINUS SIGN} 0.00") == 1
+    assert "sre2l, IPC 1 a set" in text
+    assert "lic, IPC 1 a set" in text
+
+
+def test_teachers_that_differ_between_methods_have_a_row_each(tmp_path):
+    folder = tmp_path / "s"
+    dirichlet_sweep(folder, "mnist", distillers=("sre2l (width 1)", "sre2l (width 2)"))
+    for path in folder.glob("runs/*width 2*/result.json"):
+        path.write_text(path.read_text().replace("44.0", "45.0"))
+    text = read(folder).text.split("Beside one-shot methods")[-1]
+    assert "ensemble, sre2l (width 1) all clients' models 44.00" in text
+    assert "ensemble, sre2l (width 2) all clients' models 45.00" in text
+    assert text.count("FedAvg, 1 round one model 33.00") == 1
 
 
 def test_the_paper_is_not_mentioned_for_other_data(sweep):
