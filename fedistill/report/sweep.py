@@ -197,8 +197,9 @@ def _grid(curves: Curves, facet: Facet, teachers: Mapping[int, float], name: str
     strong = {
         (clients.index(findings.best(curve)), column)
         for column, curve in enumerate(own.values(), start=1)
+        if len(clients) > 1  # one alone is the best of none
     }
-    caption = f"{summed} Marked: the best N of each IPC."
+    caption = summed + " Marked: the best N of each IPC." * bool(strong)
     return Table(
         ["N", *(f"IPC {ipc}" for ipc in own), "teachers, mean"],
         cells,

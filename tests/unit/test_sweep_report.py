@@ -52,10 +52,12 @@ def test_one_number_of_clients_is_the_best_of_none_and_finds_nothing(tmp_path):
     page = read(made_up.sweep_folder(tmp_path / "s", clients=[3]))
     assert "at N = 3; n=4" in page.text
     assert "Two findings of the paper" not in page.headings
+    assert "the best N" not in page.text
 
 
 def test_the_page_of_a_sweep_holds_its_numbers(sweep):
     text = sweep[1].text
+    assert "Marked: the best N of each IPC." in text
     plus_minus = "\N{PLUS-MINUS SIGN}"
     # N = 2, IPC 10: the students of two seeds; N = 3: of one, as the other federation failed.
     assert f"2 13.31 {plus_minus} 0.29 (n=4) 13.40 {plus_minus} 0.29 (n=4) 88.12" in text
