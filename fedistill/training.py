@@ -89,15 +89,16 @@ def _make_repeatable() -> None:
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     """Return the type that convolutions run in.
 
-    "auto" is bfloat16 where matrix units for it exist (GPUs since Ampere, CPUs with AMX: 1.5 to
-    2 times faster here), else float32: without them bfloat16 is emulated and slower.
+    "auto" is bfloat16 where there are instructions for it (GPUs since Ampere; CPUs with
+    AVX512-BF16, which all with AMX have too: 1.5 to 2 times faster, experiments/LOG.md), else
+    float32: without them bfloat16 is emulated and slower.
     """
     if precision != "auto":
         return torch.bfloat16 if precision == "bfloat16" else torch.float32
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        fast = bool(torch.cpu._is_amx_tile_supported())
+        fast = bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
     return torch.bfloat16 if fast else torch.float32
 
 

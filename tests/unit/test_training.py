@@ -9,7 +9,12 @@ import torch
 from torch import nn
 
 from fedistill.config import Schedule
-from fedistill.training import learning_rate_factor, load_weights, warmup_then_decay
+from fedistill.training import (
+    learning_rate_factor,
+    load_weights,
+    resolve_precision,
+    warmup_then_decay,
+)
 
 EPOCHS = 60
 
@@ -112,3 +117,26 @@ def test_warm_up_rises_to_1_and_then_falls_to_0():
     assert warmup_then_decay(0.2, 0.6) == pytest.approx(0.5)
     assert warmup_then_decay(0.2, 1.0) == pytest.approx(0)
     assert warmup_then_decay(0.0, 0.0) == 1
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "dtype"),
+    [
+        ({"avx512_bf16": True, "amx_tile": False}, torch.bfloat16),
+        ({"avx512_bf16": False, "avx512_f": True}, torch.float32),
+        ({"architecture": "arm"}, torch.float32),
+    ],
+)
+def test_a_cpu_computes_in_bfloat16_where_it_has_instructions_for_it(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, object], dtype: torch.dtype
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert resolve_precision("auto", torch.device("cpu")) is dtype
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16"])
+def test_a_named_precision_is_used_whatever_the_machine_has(
+    monkeypatch: pytest.MonkeyPatch, name: str
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert resolve_precision(name, torch.device("cpu")) is getattr(torch, name)
