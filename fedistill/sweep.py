@@ -79,7 +79,7 @@ def run(grid: Grid, output: Path, backend: str, store: Path | None = None) -> di
     """
     started = time.monotonic()
     output = output.absolute()
-    grid = sweep_folder.with_known_folders(_with_absolute_paths(grid), output)
+    grid = sweep_folder.with_known_names(_with_absolute_paths(grid), output)
     _check(grid, output)
     uri = runner.surroundings(grid.base, output)["tracking-uri"]
     if grid.base.tracking.enabled:
@@ -221,7 +221,7 @@ def dry_run(grid: Grid, output: Path, store: Path | None) -> tuple[list[Plan], l
         UserError: what would keep it from running, but for a process that is at it now.
     """
     output = output.absolute()
-    grid = sweep_folder.with_known_folders(_with_absolute_paths(grid), output)
+    grid = sweep_folder.with_known_names(_with_absolute_paths(grid), output)
     _check(grid, output)
     if grid.base.tracking.enabled:
         mlflow_schema.check_store(runner.surroundings(grid.base, output)["tracking-uri"])

@@ -45,21 +45,33 @@ _ALONG_A_LINE = (
 _IN_EVERY_LINE = ("data", "model", "teacher", "student")
 
 
-def with_known_folders(grid: Grid, output: Path) -> Grid:
-    """Let experiments that a sweep holds already keep their folders.
+def with_known_names(grid: Grid, output: Path) -> Grid:
+    """Let experiments that a sweep holds already keep their folders, and lines their methods.
 
-    A folder is named by the axes of a command, so a command with another axis would name it anew.
+    Both are named by the axes of a command, so a command with another axis would name them anew:
+    one line would fall in two.
 
     Args:
         grid: of the command.
         output: the folder of the sweep.
     """
-    known = {config_file.sha256(config): run["folder"] for run, config in _held(output)}
-    found = [
-        replace(it, folder=known.get(config_file.sha256(it.config), it.folder))
-        for it in grid.federations
-    ]
-    return replace(grid, federations=found)
+    held = _held(output)
+    folders = {config_file.sha256(config): run["folder"] for run, config in held}
+    found = []
+    for it in grid.federations:
+        line = next((run for run, config in held if _of_one_line(it, run, config)), None)
+        if line is not None:
+            it = replace(it, method=line["distiller"], varied=tuple(line.get("varied", ())))
+        found.append(replace(it, folder=folders.get(config_file.sha256(it.config), it.folder)))
+    methods = list(dict.fromkeys(it.method for it in found))
+    return replace(grid, federations=found, axes={**grid.axes, "distiller": methods})
+
+
+def _of_one_line(it: Federation, run: Tree, config: Config) -> bool:
+    """Say whether a federation differs from one that is held in what may change along a line."""
+    return it.alpha == run["alpha"] and all(
+        _within(key, _ALONG_A_LINE) for key in changed(config, it.config)
+    )
 
 
 def check(grid: Grid, output: Path) -> None:
@@ -84,6 +96,8 @@ def check(grid: Grid, output: Path) -> None:
             raise _other(output, it.folder, changed(before, it.config))
         for run, config in held:
             _check_comparable(it, run, config, output)
+            if run["folder"] != it.folder and _place(run) == _place(it.as_dict()):
+                raise _twice(output, run["folder"], changed(config, it.config))
 
 
 def _check_comparable(it: Federation, run: Tree, config: Config, output: Path) -> None:
@@ -101,6 +115,11 @@ def _check_comparable(it: Federation, run: Tree, config: Config, output: Path) -
         raise _other(output, run["folder"], found)
 
 
+def _place(run: Tree) -> tuple[Any, ...]:
+    """Return what a table knows a federation by: a place for one alone."""
+    return tuple(run[key] for key in ("distiller", "alpha", "clients", "seed"))
+
+
 def _told_apart(one: PartitionConfig, other: PartitionConfig) -> bool:
     """Say whether a line of each can be named by its alpha; without one it is called iid."""
     if one.name == other.name:
@@ -113,8 +132,16 @@ def _other(output: Path, folder: str, differs: Sequence[str]) -> OutputError:
     return OutputError(
         f"{output} holds a sweep with another config: {folder} differs in "
         f"{', '.join(differs[:5])}; nothing was changed: choose another --output (with "
-        f"--store {output / STORE} teachers and images are not made again), or take the "
-        "options of that sweep"
+        f"--store {output / STORE} what both have in common is not made "
+        "again), or take the options of that sweep"
+    )
+
+
+def _twice(output: Path, folder: str, differs: Sequence[str]) -> OutputError:
+    return OutputError(
+        f"{output} holds this federation already, in {folder}, with another "
+        f"{', '.join(differs[:5])}: both would be counted as one, with each student twice; "
+        "nothing was changed: take the options of that sweep, or choose another --output"
     )
 
 

@@ -81,6 +81,35 @@ def test_only_what_can_be_compared_joins_a_sweep(
         sweep_folder.check(other, output)
 
 
+@pytest.mark.parametrize(
+    "sections",
+    [{"baselines": ["hard_label"]}, {"federation": {"deadline_s": 77}}, {"name": "other"}],
+)
+def test_a_federation_has_one_place_whatever_axes_a_later_command_names(
+    tmp_path: Path, make: Callable[..., grid.Grid], sections: Any
+):
+    """In a folder of its own the same students would be counted twice."""
+    first = make(SweepConfig(clients=(2,), ipc=(1,)))
+    sweep_folder.claim(first, tmp_path, [it.as_dict() for it in first.federations], [])
+    more = make(SweepConfig(clients=(2,), ipc=(1,), alpha=("iid", 0.3)), **sections)
+    key = next(iter(sections))
+    with pytest.raises(OutputError, match=rf"runs/clients-02_seed-0, with another {key}"):
+        sweep_folder.check(sweep_folder.with_known_names(more, tmp_path), tmp_path)
+
+
+def test_a_line_keeps_its_name_when_one_of_its_values_is_varied_later(
+    tmp_path: Path, make: Callable[..., grid.Grid]
+):
+    first = make(SweepConfig(clients=(1, 3), ipc=(1,)), relabel={"views": 2})
+    sweep_folder.claim(first, tmp_path, [it.as_dict() for it in first.federations], [])
+    axes = SweepConfig(clients=(1, 2), ipc=(1,), vary={"relabel.views": (2, 3)})
+    more = sweep_folder.with_known_names(make(axes, relabel={"views": 2}), tmp_path)
+    sweep_folder.check(more, tmp_path)
+    methods = {it.config.relabel.views: it.method for it in more.federations}
+    assert methods == {2: "sre2l", 3: "sre2l (relabel.views 3)"}
+    assert more.axes["distiller"] == ["sre2l", "sre2l (relabel.views 3)"]
+
+
 @pytest.mark.parametrize("method", ["mibdc", "nested"])
 def test_sizes_that_are_made_together_stay_as_they_are(
     tmp_path: Path, make: Callable[..., grid.Grid], method: str
