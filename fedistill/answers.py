@@ -137,7 +137,8 @@ def answer(
     for (group, _), said in zip(asked, side_by_side(jobs, device), strict=True):
         for place, logits in zip(group, said, strict=True):
             found[place].append(logits)
-    return [torch.cat(logits) for logits in found]
+    # Parts go as they are joined: of many teachers all answers would be there twice.
+    return [torch.cat(found.pop(0)) for _ in labellers]
 
 
 def _asked_alike(labellers: Sequence[Labeller]) -> list[list[int]]:

@@ -28,9 +28,12 @@ MAIN_RUN = "experiment"
 
 Event = dict[str, Any]
 
-# Applied to whole JSON lines, hence the quote. The `@` may be in the password as well: the
-# last one before the next slash counts.
-_USER_INFO = re.compile(r"([A-Za-z][\w+.-]*://)[^/\s\"]*@")
+# The `@` may be in the password as well: the last one before the next slash counts. SQLAlchemy
+# takes passwords with slashes and quotes, but then without `@`; what looks like a port is one.
+_USER_INFO = re.compile(
+    r"([A-Za-z][\w+.-]*://)(?:[^/\s\"]*@|[^:/\s\"]*:(?!\d+[/\",])[^@\s]*@)"
+)
+_SQLITE = re.compile(r"(sqlite(?:\+\w+)?:///)([^?]+)(.*)", re.S)  # with a driver, with options
 _SECRET_OPTION = re.compile(
     r"([?&][\w.-]*(?:passw|pwd|token|secret|api_?key)[\w.-]*=)[^&\s\"]*", re.I
 )
@@ -168,10 +171,11 @@ class Journal:
         with self._lock:
             now = max(time.time_ns() // 1_000_000, self._clock)
             self._clock = now + lasts_ms
-            line = json.dumps({"event": kind, "time": now, **fields}, allow_nan=False)
+            event = {"event": kind, "time": now, **fields}
+            line = json.dumps(_without_secrets(event), allow_nan=False)
             try:
                 with self.path.open("ab") as file:
-                    file.write(without_secrets(line).encode() + b"\n")
+                    file.write(line.encode() + b"\n")
             except OSError as error:
                 raise _cannot_write(self.path, error) from error
 
@@ -233,19 +237,29 @@ def default_uri(folder: Path) -> str:
 
 def absolute_uri(uri: str) -> str:
     """Make the path of a sqlite store absolute; other stores stay as they are."""
-    path = sqlite_path(uri)
-    return f"sqlite:///{path.as_posix()}" if path else uri
+    return _SQLITE.sub(lambda it: f"{it[1]}{os.path.abspath(it[2])}{it[3]}", uri)
 
 
 def sqlite_path(uri: str) -> Path | None:
     """Return the absolute file of a sqlite store, None for other stores."""
-    scheme = "sqlite:///"
-    return Path(os.path.abspath(uri.removeprefix(scheme))) if uri.startswith(scheme) else None
+    found = _SQLITE.fullmatch(uri)
+    return Path(os.path.abspath(found[2])) if found else None
 
 
 def without_secrets(text: str) -> str:
     """Remove user names, passwords and tokens from the URIs in a text."""
     return _SECRET_OPTION.sub(r"\1", _USER_INFO.sub(r"\1", text))
+
+
+def _without_secrets(value: Any) -> Any:
+    """Remove them from every text of an event; in its JSON a quote would end in a backslash."""
+    if isinstance(value, str):
+        return without_secrets(value)
+    if isinstance(value, Mapping):
+        return {key: _without_secrets(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_secrets(item) for item in value]
+    return value
 
 
 def source_tags() -> dict[str, str]:

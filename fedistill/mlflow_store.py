@@ -50,8 +50,10 @@ class Store:
         self._warn = warn
         self._journal_id = start["journal_id"]
         self._tags: dict[str, str] = start["tags"]
+        self._path = sqlite_path(uri)
         self._client, self.experiment_id = self._open(uri, start["experiment"])
         self.runs: dict[str, str] = {}
+        self._names: dict[str, str] = {}
         self._params: defaultdict[str, set[str]] = defaultdict(set)
         self._points: defaultdict[str, list[Any]] = defaultdict(list)
         self._find_runs()
@@ -83,6 +85,9 @@ class Store:
         run = event["run"]
         if run not in self.runs:
             self._create(run, event["name"], {"role": event["role"]}, event["time"])
+        elif self._names.get(run) != event["name"]:
+            self._client.update_run(self.runs[run], name=event["name"])
+        self._names[run] = event["name"]
         self._on_params(event)
 
     def _on_params(self, event: Event) -> None:
@@ -105,11 +110,11 @@ class Store:
             self._client.set_experiment_tag(self.experiment_id, name, value)
 
     def _on_experiment_note(self, event: Event) -> None:
-        # Others have lines of their own in the same notes.
-        tags = self._client.get_experiment(self.experiment_id).tags
         line = event["line"].replace(mlflow_views.EXPERIMENT_ID, self.experiment_id)
-        text = mlflow_views.with_note(tags.get(mlflow_views.NOTE_TAG, ""), event["key"], line)
-        self._client.set_experiment_tag(self.experiment_id, mlflow_views.NOTE_TAG, text)
+        with self._alone():  # others have lines of their own in the same notes
+            tags = self._client.get_experiment(self.experiment_id).tags
+            text = mlflow_views.with_note(tags.get(mlflow_views.NOTE_TAG, ""), event["key"], line)
+            self._client.set_experiment_tag(self.experiment_id, mlflow_views.NOTE_TAG, text)
 
     def _on_artifact(self, event: Event) -> None:
         path, run_id = self._folder / event["path"], self._run_id(event)
@@ -161,6 +166,7 @@ class Store:
             for found in page:
                 run = found.data.tags[_RUN_TAG]
                 self.runs.setdefault(run, found.info.run_id)
+                self._names[run] = found.info.run_name
                 self._params[run] |= set(found.data.params)
             token = page.token
             if not token:
@@ -168,16 +174,21 @@ class Store:
 
     def _open(self, uri: str, experiment: str) -> tuple[Any, str]:
         """Connect, and make the database and the experiment where they are missing."""
-        path = sqlite_path(uri)
-        if path is None:
+        if self._path is None:
             client = self._mlflow.MlflowClient(tracking_uri=uri)
             return client, self._experiment(client, experiment, None)
-        artifacts = path.parent / "mlartifacts" / (re.sub(r"[^\w.-]", "_", experiment) or "_")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Of two processes that create the same database, one would crash.
-        with locked(path.with_name(f"{path.name}.lock"), timeout_s=60):
+        folder = self._path.parent
+        artifacts = folder / "mlartifacts" / (re.sub(r"[^\w.-]", "_", experiment) or "_")
+        folder.mkdir(parents=True, exist_ok=True)
+        with self._alone():  # of two processes that create the same database, one would crash
             client = self._mlflow.MlflowClient(tracking_uri=uri)
             return client, self._experiment(client, experiment, str(artifacts))
+
+    def _alone(self) -> contextlib.AbstractContextManager[None]:
+        """Hold a store that is a file for this process; a server has no lock to offer."""
+        if self._path is None:
+            return contextlib.nullcontext()
+        return locked(self._path.with_name(f"{self._path.name}.lock"), timeout_s=60)
 
     def _experiment(self, client: Any, name: str, artifacts: str | None) -> str:
         found = client.get_experiment_by_name(name)

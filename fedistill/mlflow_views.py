@@ -12,8 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 LINE_METRIC = "acc_vs_clients"
+LINE_TAG = "line"  # of a nested run: which line of the comparison it is
 NOTE_TAG = "mlflow.note.content"
 EXPERIMENT_ID = "{experiment_id}"  # stands for it in a note, until a store has given one
+_LONGEST_NOTE = 20_000  # letters that MLflow 3.17 takes (mlflow/utils/validation.py)
+_MARK = "<!-- sweep "
 _VIEW_TAG = "mlflow.sharedViewState."
 _SECTION = "comparison-of-client-counts"
 
@@ -34,7 +37,7 @@ def lines_view(sweep_id: str, name: str, now_ms: int) -> tuple[str, str]:
     state["compareRunCharts"] = [_line_chart()]
     state["groupBy"] = {
         "aggregateFunction": "average",
-        "groupByKeys": [{"mode": "param", "groupByData": "line"}],
+        "groupByKeys": [{"mode": "tag", "groupByData": LINE_TAG}],
     }
     return _view(_lines_key(sweep_id), f"{name}: accuracy over clients", state, now_ms)
 
@@ -75,10 +78,19 @@ def lines_page(sweep_id: str, experiment_id: str) -> str:
 
 
 def with_note(text: str, sweep_id: str, line: str) -> str:
-    """Put a sweep's line into the notes of an experiment, in the place of an older one."""
-    mark = f"<!-- sweep {sweep_id} -->"
-    kept = [old for old in text.splitlines() if mark not in old]
-    return "\n".join([*kept, f"{line} {mark}"])
+    """Put a sweep's line into the notes of an experiment, in the place of an older one.
+
+    Where the notes would be longer than MLflow takes, the lines of the oldest sweeps leave them;
+    what else stands there stays, and if that leaves no room, so do the notes.
+    """
+    mark = f"{_MARK}{sweep_id} -->"
+    lines = [old for old in text.splitlines() if mark not in old] + [f"{line} {mark}"]
+    while len("\n".join(lines)) > _LONGEST_NOTE:
+        oldest = next(place for place, old in enumerate(lines) if _MARK in old)
+        if oldest == len(lines) - 1:
+            return text
+        del lines[oldest]
+    return "\n".join(lines)
 
 
 def _lines_key(sweep_id: str) -> str:

@@ -102,8 +102,10 @@ def run(grid: Grid, output: Path, backend: str, store: Path | None = None) -> di
         finally:
             send = grid.base.tracking.enabled
             ended: Status = "FAILED" if status == "FINISHED" else status
-            for folder in sweep_folder.states(output):  # one with a result has ended its own
-                tracking.close_if_open(output / folder, ended, send=send)
+            for folder, reached in sweep_folder.states(output).items():
+                # One with a result has ended its own, unless it was killed as it did.
+                how: Status = "FINISHED" if reached == "done" else ended
+                tracking.close_if_open(output / folder, how, send=send)
             tracking.close_if_open(output, status, send=send)
             sweep_folder.add_seconds(output, time.monotonic() - started)
     state = comparison.read(output)

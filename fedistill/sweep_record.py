@@ -73,8 +73,10 @@ class SweepRecord:
                 run,
                 name,
                 "line",
-                {"line": name, "ipc": line.ipc, "alpha": line.alpha, "method": line.distiller},
+                {"ipc": line.ipc, "alpha": line.alpha, "method": line.distiller},
             )
+            # A tag, since the name changes when a later command adds a method or an alpha.
+            self._journal.tags({mlflow_views.LINE_TAG: name}, run)
             points = [(row.clients, value) for value in row.top1]
             self._journal.curve(mlflow_views.LINE_METRIC, points, run)
             if row.teachers is not None:

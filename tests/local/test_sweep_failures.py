@@ -1,5 +1,6 @@
 """A sweep whose federations, whose simulation or whose MLflow fail."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from fedistill import cli, client_app, comparison, grid, runner, sweep
 from fedistill.config import SweepConfig
 from fedistill.errors import RunError, WorkerDied
-from fedistill.journal import Journal, read_events
+from fedistill.journal import JOURNAL, Journal, read_events
 from fedistill.tracking import stored_run
 from strategies import server_app
 
@@ -53,6 +54,21 @@ def test_a_federation_that_brings_the_simulation_down_does_so_twice_at_most(
     states = [run["status"] for run in comparison.read(tmp_path / "sweep")["runs"]]
     assert states == ["failed", "done"]
     assert len(deaths) == 1
+
+
+def test_a_federation_that_was_killed_as_it_ended_has_not_failed(
+    tmp_path: Path, make: Callable[..., grid.Grid]
+):
+    plan = make(SweepConfig(clients=(1,)))
+    state = sweep.run(plan, tmp_path / "sweep", "local")
+    journal = tmp_path / "sweep" / state["runs"][0]["folder"] / JOURNAL
+    *events, end = journal.read_text().splitlines(keepends=True)
+    assert json.loads(end)["status"] == "FINISHED"
+    journal.write_text("".join(events))
+    sweep.run(plan, tmp_path / "sweep", "local")
+    assert [event["status"] for event, _ in read_events(journal) if event["event"] == "end"] == [
+        "FINISHED"
+    ]
 
 
 def test_where_flower_does_not_start_no_federation_is_blamed(

@@ -22,7 +22,7 @@ def test_the_lines_of_one_sweep_are_grouped_by_their_name():
     assert len(value) < 5000  # what MLflow was seen to take
     found = state(value)
     assert found["searchFilter"] == "tags.role = 'line' and tags.sweep_id = 's1'"
-    assert found["groupBy"]["groupByKeys"] == [{"mode": "param", "groupByData": "line"}]
+    assert found["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "line"}]
     (chart,) = found["compareRunCharts"]
     assert chart["metricKey"] == mlflow_views.LINE_METRIC
     assert chart["metricSectionId"] == found["compareRunSections"][0]["uuid"]
@@ -47,3 +47,22 @@ def test_a_sweeps_note_replaces_its_own_older_one_alone():
         (False, True),
         (True, False),
     ]
+
+
+def test_full_notes_lose_the_oldest_sweep_and_nothing_else():
+    """MLflow refuses a longer note, and would get nothing of a sweep any more."""
+    text = "by hand"
+    for number in range(100):
+        key = f"s{number:03}"
+        text = mlflow_views.with_note(text, key, mlflow_views.note(key, "counts", "today"))
+        assert len(text) <= 20_000
+    first, second, *_, last = text.splitlines()
+    assert first == "by hand"
+    assert "sweep s000" not in text
+    assert "sweep s099" in last
+    assert len(text) + len(second) > 20_000
+
+
+def test_notes_that_are_full_without_a_sweep_stay_as_they_are():
+    text = "by hand " * 2500
+    assert mlflow_views.with_note(text, "s1", mlflow_views.note("s1", "one", "today")) == text

@@ -188,6 +188,22 @@ def test_resumed_run_stays_one_run_without_double_points(live: Live, tmp_path: P
     assert [p.step for p in live.history(run, "a")] == [1, 1, 2]
 
 
+def test_a_nested_run_takes_the_name_it_is_given_last(live: Live, tmp_path: Path) -> None:
+    """A line of a sweep is named by what tells it from the others, of which there may be more."""
+    journal = Journal(tmp_path)
+    journal.start(experiment="fedistill-digits", run_name="names", tags={}, uri=live.uri)
+    stored = None
+    for name in ("IPC 010", "sre2l, IPC 010", "sre2l, IPC 010"):
+        journal.child("line/one", name, "line")
+        journal.tags({"line": name}, "line/one")
+        stored = deliver(tmp_path)
+    assert stored is not None
+    (line,) = live.client.search_runs(
+        [stored.experiment_id], f"tags.`mlflow.parentRunId` = '{stored.run_id}'"
+    )
+    assert line.info.run_name == line.data.tags["line"] == "sre2l, IPC 010"
+
+
 def test_server_down_warns_once_and_the_run_is_delivered_later(live: Live, tmp_path: Path) -> None:
     warnings: list[str] = []
     uri = f"http://ann:s3cret@127.0.0.1:{closed_port()}"

@@ -9,7 +9,7 @@ from journals import write_run
 
 from fedistill import mlflow_store
 from fedistill.errors import UserError
-from fedistill.journal import absolute_uri
+from fedistill.journal import absolute_uri, sqlite_path
 from fedistill.tracking import default_uri, deliver, ui_command
 
 
@@ -62,3 +62,10 @@ def test_sqlite_stores_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert default_uri(Path()) == absolute_uri("sqlite:///mlflow.db")
     assert absolute_uri("sqlite:///mlflow.db") == f"sqlite:///{Path.cwd()}/mlflow.db"
     assert absolute_uri("http://host") == "http://host"
+
+
+def test_a_sqlite_store_may_name_its_driver_and_options() -> None:
+    uri = absolute_uri("sqlite+pysqlite:///m.db?timeout=5")
+    assert uri == f"sqlite+pysqlite:///{Path.cwd()}/m.db?timeout=5"
+    assert sqlite_path(uri) == Path.cwd() / "m.db"
+    assert absolute_uri(uri) == uri
