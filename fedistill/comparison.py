@@ -115,21 +115,37 @@ def rows(folder: Path) -> list[Row]:
     for run in read(folder)["runs"]:
         if run["status"] != "done":
             continue
-        result = _result(folder / run["folder"])
-        for ipc, scores in result["sets"].items():
-            first = next(iter(scores["students"].values()))
-            found.append(
-                Row(
-                    line=Line(run["distiller"], run["alpha"], int(ipc)),
-                    clients=run["clients"],
-                    seed=run["seed"],
-                    top1=tuple(first["top1"]),
-                    baselines={k: tuple(it["top1"]) for k, it in scores["baselines"].items()},
-                    teachers=result["teachers"]["top1_mean"],
-                    result=result,
-                    folder=folder / run["folder"],
-                )
+        own = folder / run["folder"]
+        found += of_federation(own, _result(own), run["distiller"], run["alpha"])
+    return found
+
+
+def of_federation(
+    folder: Path, result: Mapping[str, Any], distiller: str, alpha: float | None
+) -> list[Row]:
+    """List the sets of one federation.
+
+    Args:
+        folder: of the federation.
+        result: its result.json.
+        distiller: its method, as its line is named.
+        alpha: of its partition, if it has one.
+    """
+    found = []
+    for ipc, scores in result["sets"].items():
+        first = next(iter(scores["students"].values()))
+        found.append(
+            Row(
+                line=Line(distiller, alpha, int(ipc)),
+                clients=result["clients"],
+                seed=result["seed"],
+                top1=tuple(first["top1"]),
+                baselines={k: tuple(it["top1"]) for k, it in scores["baselines"].items()},
+                teachers=result["teachers"]["top1_mean"],
+                result=result,
+                folder=folder,
             )
+        )
     return found
 
 

@@ -30,9 +30,7 @@ Event = dict[str, Any]
 
 # The `@` may be in the password as well: the last one before the next slash counts. SQLAlchemy
 # takes passwords with slashes and quotes, but then without `@`; what looks like a port is one.
-_USER_INFO = re.compile(
-    r"([A-Za-z][\w+.-]*://)(?:[^/\s\"]*@|[^:/\s\"]*:(?!\d+[/\",])[^@\s]*@)"
-)
+_USER_INFO = re.compile(r"([A-Za-z][\w+.-]*://)(?:[^/\s\"]*@|[^:/\s\"]*:(?!\d+[/\",])[^@\s]*@)")
 _SQLITE = re.compile(r"(sqlite(?:\+\w+)?:///)([^?]+)(.*)", re.S)  # with a driver, with options
 _SECRET_OPTION = re.compile(
     r"([?&][\w.-]*(?:passw|pwd|token|secret|api_?key)[\w.-]*=)[^&\s\"]*", re.I

@@ -96,15 +96,17 @@ def differences(
         histograms: images of each client and class, of its partition.json.
     """
     clients = config["partition"]["clients"]
-    teachers = config["teacher"]
+    teachers, distill, relabel = config["teacher"], config["distill"], config["relabel"]
     student, *_ = config["student"]["models"]
     models = config["model"] if isinstance(config["model"], list) else [config["model"]]
     images, classes = sum(map(sum, histograms)), max(map(len, histograms), default=0)
     facts = {
         f"{images:,} training images of {classes} classes": (images, classes)
         == (_TRAIN_IMAGES, paper.num_classes),
-        f"distill.name is {config['distill']['name']}": config["distill"]["name"] == "sre2l",
-        "distill.regularizers are set": not config["distill"]["regularizers"],
+        f"distill.name is {distill['name']}": distill["name"] == "sre2l",
+        "distill.regularizers are set": not distill["regularizers"],
+        "distill.init is real": distill.get("init") != "real",
+        "distill.class_bn_weight is set": not distill.get("class_bn_weight"),
         "the teachers are not ResNet-18": [m["name"] for m in models] == ["resnet18"]
         and not teachers["backbones"],
         f"teacher.count is {teachers['count']}": teachers["count"] == 1,
@@ -112,8 +114,13 @@ def differences(
         # One client owns all the data and all the labels.
         f"partition.name is {config['partition']['name']}": clients == 1
         or config["partition"]["name"] == "iid",
-        f"relabel.name is {config['relabel']['name']}": clients == 1
-        or config["relabel"]["name"] == "mix",
+        f"relabel.name is {relabel['name']}": clients == 1 or relabel["name"] == "mix",
+        f"relabel.teacher_choice is {relabel['teacher_choice']}": clients == 1
+        or relabel["teacher_choice"] == "uniform",
+        "relabel.prior_correction is set": not relabel["prior_correction"],
+        f"federation.dropout is {config['federation']['dropout']}": not config["federation"][
+            "dropout"
+        ],
         "cotrain is set": config["cotrain"] is None,
     }
     return changed_data(config) + [fact for fact, same in facts.items() if not same]

@@ -1,5 +1,7 @@
 """The rows beside a distilled set: what they are called in result.json, and for people."""
 
+from collections.abc import Sequence
+
 from fedistill.config import Config
 
 _FEDAVG = "fedavg_"
@@ -33,10 +35,15 @@ def fedavg(server_round: int) -> str:
 
 
 def names(config: Config) -> list[str]:
-    """List the rows of a config in its order; `fedavg` has one after its first and last round."""
+    """List the rows of a config in its order."""
+    return listed(config.baselines, config.fedavg.rounds)
+
+
+def listed(baselines: Sequence[str], rounds: int) -> list[str]:
+    """List rows by what they are called in a result: `fedavg` has its first and last round's."""
     found: list[str] = []
-    for name in config.baselines:
-        after = sorted({1, config.fedavg.rounds})
+    for name in baselines:
+        after = sorted({1, rounds})
         found += [fedavg(number) for number in after] if name == "fedavg" else [name]
     return found
 

@@ -138,15 +138,20 @@ def sweep_folder(
         run: as for `run_folder`.
     """
     folder.mkdir(parents=True)
+    sections = run.pop("sections", None) or {}
     runs: list[dict[str, Any]] = []
     for distiller in distillers:
         for alpha in alphas:
+            own = {} if alpha is None else {"name": "dirichlet", "alpha": alpha}
+            split = {**sections, "partition": {**sections.get("partition", {}), **own}}
             for n in clients:
                 for seed in seeds:
                     place = f"runs/{distiller}_alpha-{alpha}_clients-{n:02d}_seed-{seed}"
                     why = (failed or {}).get((n, seed))
                     if why is None:
-                        run_folder(folder / place, clients=n, seed=seed, ipc=ipc, **run)
+                        run_folder(
+                            folder / place, clients=n, seed=seed, ipc=ipc, sections=split, **run
+                        )
                     else:
                         (folder / place).mkdir(parents=True)
                         failure = {"error": "Oh", "user_error": False, "message": why}

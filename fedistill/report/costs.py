@@ -46,12 +46,7 @@ def _called(number: int, name: str | None, absent: bool) -> str:
 def costs(run: Run) -> list[Block]:
     """Return time and bytes by stage, accuracy for each megabyte, and the sizes of the sets."""
     result = run.result
-    stages: dict[str, dict[str, int]] = {}
-    for ways in result["bytes"].get("per_client", {}).values():
-        for stage, counts in ways.get("stages", {}).items():
-            sums = stages.setdefault(stage, {"up": 0, "down": 0})
-            for way in sums:
-                sums[way] += counts.get(way, 0)
+    stages = bytes_by_message(result)
     rows = [[stage, size(sums["up"]), size(sums["down"])] for stage, sums in stages.items()]
     rows.append(["all", *(size(result["bytes"][way]) for way in ("up", "down"))])
     bytes_table = Table(
@@ -68,6 +63,17 @@ def costs(run: Run) -> list[Block]:
         "the total is that of the whole command.",
     )
     return [time_table, bytes_table, *_per_megabyte(run), _files(run)]
+
+
+def bytes_by_message(result: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """Return the bytes up and down of all clients of a run, by the kind of message."""
+    stages: dict[str, dict[str, int]] = {}
+    for ways in result["bytes"].get("per_client", {}).values():
+        for stage, counts in ways.get("stages", {}).items():
+            sums = stages.setdefault(stage, {"up": 0, "down": 0})
+            for way in sums:
+                sums[way] += counts.get(way, 0)
+    return stages
 
 
 def cost_of(row: Mapping[str, Any]) -> float | None:

@@ -25,6 +25,8 @@ def beside_paper(rows: Sequence[Row]) -> list[Block]:
         wrong = published.differences(found, run.config, run.partition.get("histograms", []))
         if run.result.get("evaluated_on", "test") != "test":
             wrong.append("not tested on the test split")
+        if run.result["absent_clients"]:
+            wrong.append("clients were absent")
         reasons.update(dict.fromkeys(wrong))
         if not wrong:
             fitting.append(row)

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from fedistill import __version__, charts, results
+from fedistill import __version__, charts, comparison, results
 from fedistill.comparison import Point
 from fedistill.config_students import ENSEMBLES
 from fedistill.journal import JOURNAL
 from fedistill.report.costs import clients, costs
 from fedistill.report.curves import losses
+from fedistill.report.one_shot import beside_one_shot
 from fedistill.report.page import (
     Block,
     Chart,
@@ -31,8 +32,9 @@ from fedistill.report.page import (
     Warnings,
     score,
 )
+from fedistill.report.paper import beside_paper
 from fedistill.report.recorded import Run, point
-from fedistill.rows import short, tested_on
+from fedistill.rows import listed, short, tested_on
 
 _REDRAWN = ("scores_", "squeeze_loss", "recover_loss")  # figures that the page draws itself
 
@@ -50,13 +52,16 @@ def build(folder: Path, output: Path) -> Page:
     run = Run.read(folder)
     result = run.result
     count = result["clients"]
+    method, alpha = run.config["distill"]["name"], run.config["partition"].get("alpha")
+    rows = comparison.of_federation(folder, result, method, alpha)
     return Page(
         title=f"{result['name']}: {count} client{'s' * (count != 1)}",
-        subtitle=f"Federated dataset distillation with {run.config['distill']['name']} on "
-        f"{run.data_name}, {run.date}",
+        subtitle=f"Federated dataset distillation with {method} on {run.data_name}, {run.date}",
         version=__version__,
         sections=[
             Section("Result", _accuracy(run)),
+            Section("Beside the paper's table", beside_paper(rows)),
+            Section("Beside one-shot methods", beside_one_shot(rows)),
             Section("What was run", [Facts(facts(run))]),
             Section("Synthetic images", [sheets(run)]),
             Section("Clients", clients(run)),
@@ -99,13 +104,41 @@ def warnings(run: Run) -> list[str]:
         found.append("The method uses real images: pictures of the clients' data left them.")
     absent = result["absent_clients"]
     if absent:
-        listed = ", ".join(map(str, absent))
-        found.append(f"Absent clients: {listed}. The others made their images.")
+        numbers = ", ".join(map(str, absent))
+        found.append(f"Absent clients: {numbers}. The others made their images.")
         why = result.get("absent_because", {})
         found += [f"Client {number}: {why[number]}" for number in why]
+    unheard = result.get("absent_labellers")
+    if unheard:
+        numbers = ", ".join(map(str, unheard))
+        found.append(f"Clients that took part and whose answers are in no label: {numbers}.")
+    found += _rivals(run)
     if run.tags.get("git_dirty") == "true":
         found.append("The code held changes that were not committed.")
     return found
+
+
+def _rivals(run: Run) -> list[str]:
+    """Tell of rows that are not what their name says, or that are not there."""
+    wanted = listed(run.config["baselines"], run.config.get("fedavg", {}).get("rounds", 1))
+    absent: dict[str, Mapping[str, Any]] = {}
+    missing: dict[str, list[str]] = {}
+    for ipc, found in run.result["sets"].items():
+        for name, row in found["baselines"].items():
+            if "absent_clients" in row:
+                absent[name] = row["absent_clients"]
+        for name in wanted:
+            if name not in found["baselines"]:
+                missing.setdefault(name, []).append(ipc)
+    told = [
+        f"{short(name)}: without clients {', '.join(map(str, clients))} in round {number}."
+        for name, rounds in absent.items()
+        for number, clients in rounds.items()
+    ]
+    return told + [
+        f"Left out for IPC {', '.join(sizes)}: the row '{short(name)}'; the log says why."
+        for name, sizes in missing.items()
+    ]
 
 
 def alone(students: Iterable[int]) -> list[str]:
@@ -176,14 +209,7 @@ def _teachers(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def facts(run: Run) -> list[tuple[str, str]]:
     """Say what was run, on what, and with what."""
     config, result = run.config, run.result
-    partition, distill = config["partition"], config["distill"]
-    options = {
-        key.replace("_", " "): partition.get(key)
-        for key in ("alpha", "classes_per_client", "shards_per_client")
-    }
-    scheme = [partition["name"], *(f"{k} {v}" for k, v in options.items() if v is not None)]
-    if "devices" in result:
-        scheme = ["what each device has"]
+    distill = config["distill"]
     models = _teachers(config)
     hardware = result["hardware"]
     commit = run.tags.get("mlflow.source.git.commit")
@@ -191,7 +217,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     return [
         ("data", run.data_name),
         ("clients", str(result["clients"])),
-        ("split", ", ".join(scheme)),
+        ("split", split_of(run)),
         ("method", f"{distill['name']}, labels: {config['relabel']['name']}"),
         ("IPC", ", ".join(map(str, distill["ipc"]))),
         ("teachers", ", ".join(_network(model) for model in models)),
@@ -208,6 +234,19 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("config SHA-256", result["config_sha256"]),
         ("MLflow run", result.get("mlflow", {}).get("run_id") or "not delivered"),
     ]
+
+
+def split_of(run: Run) -> str:
+    """Say how the data were dealt: "dirichlet, alpha 0.1"."""
+    if "devices" in run.result:
+        return "what each device has"
+    partition = run.config["partition"]
+    options = {
+        key.replace("_", " "): partition.get(key)
+        for key in ("alpha", "classes_per_client", "shards_per_client")
+    }
+    told = [f"{key} {value}" for key, value in options.items() if value is not None]
+    return ", ".join([partition["name"], *told])
 
 
 def _network(model: Mapping[str, Any] | str) -> str:

@@ -36,8 +36,11 @@ from fedistill.report.paper import beside_paper
 from fedistill.report.recorded import Run
 from fedistill.report.run import again, alone, facts, link, warnings
 from fedistill.report.sweep_costs import baselines, costs
-from fedistill.report.sweep_pictures import partitions, sheets
+from fedistill.report.sweep_pictures import features, partitions, sheets
 
+_FEATURES = (
+    "Real images (dots) and synthetic ones (stars), seen by a student: t-SNE of its features"
+)
 Curves = Mapping[Line, Mapping[int, Point]]
 
 
@@ -92,6 +95,7 @@ def _results(state: Mapping[str, Any], rows: Sequence[Row]) -> list[Section]:
 def _setting(folder: Path, state: Mapping[str, Any], rows: Sequence[Row]) -> list[Section]:
     return [
         Section("Synthetic images", [Pictures(sheets(rows))]),
+        Section("Features", [Pictures(features(rows), _FEATURES)]),
         Section("Who holds what", [Pictures(partitions(rows))]),
         Section("What was run", [Facts(_facts(state, rows))]),
     ]

@@ -5,13 +5,17 @@ from collections.abc import Mapping, Sequence
 from fedistill import charts, comparison
 from fedistill.comparison import Facet, Line, Point, Row
 from fedistill.comparison_files import mean_bytes
-from fedistill.report.costs import cost_of, cost_of_set
+from fedistill.report.costs import bytes_by_message, cost_of, cost_of_set
 from fedistill.report.page import Block, Chart, Pictures, Table, duration, score, size
 from fedistill.rows import short
 
 _COSTS = (
     "Accuracy and the megabytes that a federation sends for this set alone; the numbers at points "
     "are N."
+)
+_TRAFFIC = (
+    "Bytes of a federation's messages by their kind, up / down; means over the federations that "
+    "sent such."
 )
 Priced = tuple[float, Point, str]  # megabytes, accuracy, name
 
@@ -56,42 +60,57 @@ def costs(rows: Sequence[Row]) -> list[Block]:
     """Return what a federation of each size sent and how long it took, on the average of seeds."""
     facets = comparison.facets(row.line for row in rows)
     several = len(facets) > 1
-    groups: dict[tuple[Facet, int], dict[str, Row]] = {}
-    for row in rows:
-        # Sets of several IPC come from one federation: it counts once.
-        groups.setdefault((row.line.facet, row.clients), {})[str(row.folder)] = row
     stages = list(dict.fromkeys(stage for row in rows for stage in row.result["seconds"]))
-    table = []
-    for (facet, clients), found in sorted(groups.items(), key=lambda it: _order(*it[0])):
-        own = list(found.values())
+    messages = list(dict.fromkeys(kind for row in rows for kind in bytes_by_message(row.result)))
+    times, traffic = [], []
+    for (facet, clients), own in _federations(rows).items():
+        start = [*([facets[facet]] * several), str(clients)]
         sent = [mean_bytes(own, way) for way in ("up", "down")]
         seconds = [sum(r.result["seconds"].get(s, 0.0) for r in own) / len(own) for s in stages]
-        table.append(
+        times.append(
             [
-                *([facets[facet]] * several),
-                str(clients),
+                *start,
                 str(len(own)),
                 *("-" if count is None else size(count) for count in sent),
                 *(duration(value) for value in seconds),
             ]
         )
-    head = ["method"] * several + ["N", "federations", "up", "down", *stages]
+        traffic.append([*start, *(_up_and_down(own, kind) for kind in messages)])
+    head = ["method"] * several + ["N"]
+    by_message = Table([*head, *messages], traffic, names=int(several), caption=_TRAFFIC)
     return [
         Table(
-            head,
-            table,
+            [*head, "federations", "up", "down", *stages],
+            times,
             names=int(several),
             caption="Of one federation, which makes the sets of all IPC: bytes of all its "
             "messages, and time by stage, where squeeze and recover are summed over the clients. "
-            "Means over seeds. What the artefact store held already took no time: students too, "
-            "such as those of all data, which all federations of a seed have in common.",
+            "Means over seeds. Teachers and images from the artefact store count with the time "
+            "that making them took; students from there, such as those of all data, which all "
+            "federations of a seed have in common, took none.",
         ),
+        *([by_message] if messages else []),
         *_per_megabyte(rows),
     ]
 
 
-def _order(facet: Facet, clients: int) -> tuple[str, float, int]:
-    return facet.distiller, facet.alpha or 0.0, clients
+def _federations(rows: Sequence[Row]) -> dict[tuple[Facet, int], list[Row]]:
+    """Group federations by method and number of clients; sets of several IPC share one."""
+    groups: dict[tuple[Facet, int], dict[str, Row]] = {}
+    for row in rows:
+        groups.setdefault((row.line.facet, row.clients), {})[str(row.folder)] = row
+    return {
+        key: [*groups[key].values()]
+        for key in sorted(groups, key=lambda it: (it[0].distiller, it[0].alpha or 0.0, it[1]))
+    }
+
+
+def _up_and_down(rows: Sequence[Row], kind: str) -> str:
+    """Write the mean bytes of a kind of message, in both directions."""
+    found = [counts for row in rows if (counts := bytes_by_message(row.result).get(kind))]
+    if not found:
+        return "-"
+    return " / ".join(size(sum(it[way] for it in found) / len(found)) for way in ("up", "down"))
 
 
 def _per_megabyte(rows: Sequence[Row]) -> list[Pictures]:

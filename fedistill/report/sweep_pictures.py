@@ -4,17 +4,28 @@ from collections.abc import Iterable, Sequence
 
 from fedistill.comparison import Row
 from fedistill.report.page import Image
+from fedistill.report.recorded import Run
+from fedistill.report.run import split_of
 
 
 def sheets(rows: Sequence[Row]) -> list[Image | None]:
     """Show a set of each IPC and method, from the federation with the most clients."""
+    return _of_each_set(rows, "set")
+
+
+def features(rows: Sequence[Row]) -> list[Image | None]:
+    """Show what a student sees in these sets and in real images, where it was drawn."""
+    return _of_each_set(rows, "features")
+
+
+def _of_each_set(rows: Sequence[Row], kind: str) -> list[Image | None]:
     shown = {}
-    for row in sorted(rows, key=lambda it: (it.clients, -it.seed)):
+    for row in _largest_last(rows):
         shown[row.line.distiller, row.line.ipc] = row
     several = len({distiller for distiller, _ in shown}) > 1
     return [
         Image.read(
-            row.folder / "figures" / f"set_ipc-{ipc}.png",
+            row.folder / "figures" / f"{kind}_ipc-{ipc}.png",
             f"{f'{distiller}, ' * several}IPC {ipc}, N = {row.clients}, seed {row.seed}",
         )
         for (distiller, ipc), row in sorted(shown.items())
@@ -22,15 +33,19 @@ def sheets(rows: Sequence[Row]) -> list[Image | None]:
 
 
 def partitions(rows: Iterable[Row]) -> list[Image | None]:
-    """Show who holds what for each alpha, in the federation with the most clients."""
+    """Show who holds what for each way to split, in the federation with the most clients."""
     shown = {}
-    for row in sorted(rows, key=lambda it: (it.clients, -it.seed)):
-        shown[row.line.alpha] = row
+    for row in _largest_last(rows):
+        shown[row.line.alpha or 0.0, split_of(Run.read(row.folder))] = row
     return [
         Image.read(
             row.folder / "figures" / "partition.png",
-            f"{'' if alpha is None else f'alpha {alpha:g}, '}N = {row.clients}, seed {row.seed}",
+            f"{split}, N = {row.clients}, seed {row.seed}",
             wide=True,
         )
-        for alpha, row in sorted(shown.items(), key=lambda it: it[0] or 0.0)
+        for (_, split), row in sorted(shown.items())
     ]
+
+
+def _largest_last(rows: Iterable[Row]) -> list[Row]:
+    return sorted(rows, key=lambda it: (it.clients, -it.seed))

@@ -89,6 +89,11 @@ def test_the_same_setting_differs_in_nothing():
         ({"student": {"models": ["convnet", "resnet18"]}}, "the student is convnet"),
         ({"partition": {"name": "dirichlet"}}, "partition.name is dirichlet"),
         ({"relabel": {"name": "own"}}, "relabel.name is own"),
+        ({"relabel": {"teacher_choice": "coverage"}}, "relabel.teacher_choice is coverage"),
+        ({"relabel": {"prior_correction": True}}, "relabel.prior_correction is set"),
+        ({"distill": {"init": "real"}}, "distill.init is real"),
+        ({"distill": {"class_bn_weight": 1.0}}, "distill.class_bn_weight is set"),
+        ({"federation": {"dropout": 0.4}}, "federation.dropout is 0.4"),
         ({"cotrain": {"name": "mib"}, "distill": {"ipc": [1, 10]}}, "cotrain is set"),
     ],
 )

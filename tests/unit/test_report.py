@@ -5,6 +5,7 @@ import re
 
 import made_up
 import pytest
+from fakes import tiny_tree
 from pages import Reader, read
 
 from fedistill import report
@@ -159,6 +160,40 @@ def test_what_a_reader_must_know_stands_at_the_top(tmp_path):
     assert "squeeze of 2 client(s)" in text
     assert "on the whole validation split" in page.text
     assert "1 (absent)" in page.text
+
+
+def test_rows_that_are_not_what_their_name_says_are_told(tmp_path):
+    beside = {"fedavg_1": {**made_up.scores(12.0), "absent_clients": {"1": [0, 1]}}}
+    folder = made_up.run_folder(
+        tmp_path / "r",
+        sections={"baselines": ["fedavg", "k_center"], "fedavg": {"rounds": 3}},
+        baselines=beside,
+        absent_labellers=[1],
+    )
+    text = read(folder).text
+    assert "Clients that took part and whose answers are in no label: 1." in text
+    assert "FedAvg, 1 round: without clients 0, 1 in round 1." in text
+    assert "Left out for IPC 1, 10: the row 'real, by k-center'" in text
+    assert "Left out for IPC 1, 10: the row 'FedAvg, 3 rounds'" in text
+
+
+def test_a_run_stands_beside_the_papers_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        made_up, "tiny_tree", lambda **own: {**tiny_tree(**own), "model": {"name": "resnet18"}}
+    )
+    page = read(
+        made_up.run_folder(
+            tmp_path / "r",
+            clients=1,
+            histograms=[[5000] * 10],
+            sections={
+                "data": {"name": "cifar10", "fraction": 1.0},
+                "student": {"models": ["resnet18"]},
+            },
+        )
+    )
+    assert "Beside the paper's table" in page.headings
+    assert "27.2" in page.text
 
 
 def test_a_plain_run_is_warned_of_nothing(run):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def test_the_page_of_a_sweep_has_its_parts(sweep):
         "Costs",
         "Failed or missing",
         "Synthetic images",
+        "Features",
         "Who holds what",
         "What was run",
         "Files",
@@ -335,6 +337,35 @@ def test_teachers_that_differ_between_methods_have_a_row_each(tmp_path):
     assert "ensemble, sre2l (width 1) all clients' models 44.00" in text
     assert "ensemble, sre2l (width 2) all clients' models 45.00" in text
     assert text.count("FedAvg, 1 round one model 33.00") == 1
+
+
+def test_the_paper_stands_beside_no_federation_without_all_of_its_clients(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        made_up, "run_folder", partial(made_up.run_folder, absent_clients=[0], absent_because={})
+    )
+    page = resnet_sweep(tmp_path / "s", monkeypatch)
+    assert "so it is not shown here: clients were absent." in page.text
+
+
+def test_splits_without_alpha_have_a_picture_each(tmp_path, monkeypatch):
+    folder = made_up.sweep_folder(
+        tmp_path / "s", clients=(2,), seeds=(0,), distillers=("one", "two", "three")
+    )
+    for method, classes in (("one", 1), ("two", 2), ("three", 2)):
+        path = folder / "runs" / f"{method}_alpha-None_clients-02_seed-0" / "config.yaml"
+        config = path.read_text().replace("name: iid", "name: pathological")
+        path.write_text(
+            config.replace("classes_per_client: null", f"classes_per_client: {classes}")
+        )
+    text = read(folder).text
+    for classes in (1, 2):
+        assert text.count(f"pathological, classes per client {classes}, N = 2, seed 0") == 1
+
+
+def test_what_each_kind_of_message_took_is_told(tmp_path):
+    folder = made_up.sweep_folder(tmp_path / "s", clients=(3,), seeds=(0, 1))
+    text = read(folder).text
+    assert "N train.distill 3 3 kB / 300 B" in text
 
 
 def test_the_paper_is_not_mentioned_for_other_data(sweep):
