@@ -110,6 +110,8 @@ def sweep(
     axes = {"clients": clients, "ipc": ipc, "alpha": alpha, "distiller": distiller, "seed": seed}
     grid = grids.load(config, overrides or [], grids.parse_axes(axes, vary or []))
     folder = output or sweeps.default_output(grid)
+    if output is None and not dry_run:  # whatever ends this command, what is done is kept
+        typer.echo(f"to go on with this sweep later, repeat the command with --output {folder}")
     if dry_run:
         plans, seconds = sweeps.dry_run(grid, folder, store)
         tables.print_plans(plans, seconds)

@@ -87,10 +87,7 @@ class Load:
 
 def rates(config: Config, spec: DataSpec) -> Rates:
     """Time each stage of an experiment for a moment."""
-    stream = generator(0, "estimate")
-    shape = (_REAL, spec.channels, spec.size, spec.size)
-    labels = torch.arange(_REAL) % spec.num_classes
-    real = ImageSet(torch.randint(0, 256, shape, generator=stream, dtype=torch.uint8), labels)
+    real = _random_images(spec, _REAL, spec.num_classes)
     set_threads(config.federation.cpus_per_client)
     device = device_for(config.federation.gpus_per_client)
     dtype = resolve_precision(config.precision, device)
@@ -116,7 +113,7 @@ def rates(config: Config, spec: DataSpec) -> Rates:
     synthetic = SyntheticSet(
         spec=spec,
         images=real.images[:100],
-        hard_labels=labels[:100],
+        hard_labels=real.labels[:100],
         clients=torch.zeros(100, dtype=torch.int64),
     )
     # A teacher's answer takes as long whoever is asked, and why.
@@ -249,6 +246,8 @@ def _recover_seconds(config: Config, task: Task) -> tuple[float, float]:
     if not (isinstance(distiller, Condensation) or distiller.optimises_jointly):
         # Few images would fill their batches badly, and cost more each.
         some = max(1, _IMAGES // classes)
+        needed = some * classes * distiller.real_images_per_image
+        task = replace(task, shard=_random_images(task.spec, max(_REAL, needed), classes))
         return 0.0, timed({max(sizes): some}, classes) / (some * classes)
     counted = min(_CLASSES, classes)
     task = replace(task, shard=_matched(distiller, task.spec, counted))
@@ -294,10 +293,16 @@ def _cotrain_seconds(
 
 def _matched(options: object, spec: DataSpec, counted: int) -> ImageSet:
     """Make random images of some classes, as many as a step chooses among."""
-    count = counted * min(getattr(options, "candidates", None) or _CANDIDATES, _CANDIDATES)
+    each = min(getattr(options, "candidates", None) or _CANDIDATES, _CANDIDATES)
+    return _random_images(spec, counted * each, counted)
+
+
+def _random_images(spec: DataSpec, count: int, classes: int) -> ImageSet:
+    """Make as many images of each of the first classes as of any other."""
     shape = (count, spec.channels, spec.size, spec.size)
-    images = torch.randint(0, 256, shape, generator=generator(0, "matched"), dtype=torch.uint8)
-    return ImageSet(images, torch.arange(count) % counted)
+    stream = generator(0, "estimate")
+    images = torch.randint(0, 256, shape, generator=stream, dtype=torch.uint8)
+    return ImageSet(images, torch.arange(count) % classes)
 
 
 def _whole(options: Any, work: Callable[[Any], object]) -> float:

@@ -34,10 +34,7 @@ def exclusive(folder: Path, what: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except filelock.Timeout:
-        raise OutputError(
-            f"{what} {folder} is in use by another process ({_owner(folder)}); wait for it to end, "
-            "stop it, or choose another folder; nothing was changed"
-        ) from None
+        raise OutputError(_in_use(folder, what)) from None
     except OSError as error:
         raise OutputError(f"{what} {folder} cannot be written: {error}") from error
     owner = folder / _OWNER
@@ -63,12 +60,20 @@ def _myself() -> dict[str, str | int]:
     }
 
 
-def _owner(folder: Path) -> str:
-    try:
+def _in_use(folder: Path, what: str) -> str:
+    owner = "its process is not known yet"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # it has only just begun
         found = json.loads((folder / _OWNER).read_text(encoding="utf-8"))
-        return (
+        if (found["pid"], found["host"]) == (os.getpid(), socket.gethostname()):
+            return (
+                f"{what} {folder} is in use already, for something else of this very command; "
+                "choose a folder of its own for each; nothing was changed"
+            )
+        owner = (
             f"process {found['pid']} of {found['user']} on {found['host']} since "
             f"{found['since']}: {found['command']}"
         )
-    except (OSError, ValueError, KeyError, TypeError):  # it has only just begun
-        return "its process is not known yet"
+    return (
+        f"{what} {folder} is in use by another process ({owner}); wait for it to end, stop it, or "
+        "choose another folder; nothing was changed"
+    )

@@ -115,7 +115,7 @@ def run(grid: Grid, output: Path, backend: str, store: Path | None = None) -> di
         reasons = "".join(f"\n  - {it['folder']}: {it['message']}" for it in failed)
         raise RunError(
             f"{len(failed)} of {len(wanted)} federations failed; the others are in "
-            f"{output}, and the same command tries these again:{reasons}"
+            f"{output}, and the same command with that --output tries these again:{reasons}"
         )
     return state
 
@@ -271,7 +271,10 @@ def _run_all(grid: Grid, output: Path, backend: str) -> None:
             continue
         text = f"the simulation ended before it was done: {reason or 'no details'}"
         if not journal.is_file() or journal.stat().st_size == before:
-            raise RunError(f"{text}; no federation had begun, and the same command goes on")
+            raise RunError(
+                f"{text}; no federation had begun, and the same command with --output {output} "
+                "goes on"
+            )
         # The first of them brings the simulation down every time.
         results.write_failure(output / left[0], RunError(text))
 

@@ -165,6 +165,16 @@ def test_every_stage_is_timed(sections: dict[str, Any]):
     assert all(value > 0 for value in found.values())
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"name": "rded", "factor": 2}, {"name": "lic", "iterations": 1}, {"name": "random"}],
+)
+def test_methods_that_choose_real_images_find_enough_of_many_classes(options: dict[str, Any]):
+    spec = tiny_spec(num_classes=200)
+    config = config_file.from_dict(tiny_tree() | {"distill": {"ipc": [1], **options}})
+    assert estimate.rates(config, spec).recover > 0
+
+
 def test_mean_labels_ask_every_teacher_about_the_same_view(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(estimate, "usable_cores", lambda: 1)
     nothing = Load(shards=[], images=[], real=100)

@@ -28,6 +28,17 @@ except OutputError as error:
     assert run_python(code).strip() == "taken"
 
 
+def test_one_command_cannot_use_a_folder_for_two_things(tmp_path: Path):
+    with (
+        exclusive(tmp_path, "the folder"),
+        pytest.raises(OutputError, match="for something else of this very command"),
+        exclusive(tmp_path, "the artefact store"),
+    ):
+        pass
+    with exclusive(tmp_path, "the folder"):
+        pass
+
+
 def test_a_holder_that_died_leaves_nothing_locked(tmp_path: Path):
     code = f"""
 import os
