@@ -1,5 +1,6 @@
 """The scores of the sets of a run, each with the rows beside it that the config asks for."""
 
+import logging
 from collections.abc import Generator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields
 from itertools import islice
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from fedistill import baselines, rivals
 from fedistill.config import Config
+from fedistill.config_students import ENSEMBLES
 from fedistill.evaluation import Evaluator, Report, Row
 from fedistill.fusion import Histograms, class_weights
 from fedistill.images import ImageSet
@@ -17,6 +19,8 @@ from fedistill.rivals import Refine
 from fedistill.rows import names
 from fedistill.sets import SyntheticSet
 from fedistill.student import Score
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,8 @@ def _without_a_set(
     """Score the rows that are made of the teachers alone."""
     heard = {client: said for client, said in answers.items() if bool(said.isfinite().all())}
     if not heard:
+        if rows := sorted(wanted & {*ENSEMBLES, "weight_average"}):
+            _log.warning("left out, as no teacher says anything finite: %s", ", ".join(rows))
         return {}
     found = {}
     said = [*heard.values()]

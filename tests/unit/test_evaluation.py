@@ -303,6 +303,16 @@ def test_who_says_nothing_finite_is_in_no_ensemble_and_no_average(seen: Seen):
         )
 
 
+def test_rows_are_not_left_out_without_a_word(seen: Seen, caplog: pytest.LogCaptureFixture):
+    settings = config("hard_label", "ensemble", "weight_average")
+    judge = evaluator(settings)
+    nothing = {n: torch.full_like(said, torch.nan) for n, said in judge.answers(TEACHERS).items()}
+    sets = {2: refined(tiny_set(2), settings.relabel)}
+    every = scoring.score_all(judge, sets, TRAIN, SHARDS, HELD, TEACHERS, nothing, refined)
+    assert [*dict(every)[2].baselines] == ["hard_label"]
+    assert "left out, as no teacher says anything finite: ensemble, weight_average" in caplog.text
+
+
 def test_answers_are_on_the_cpu_where_they_are_compared_with_labels(
     monkeypatch: pytest.MonkeyPatch,
 ):
