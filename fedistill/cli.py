@@ -3,6 +3,7 @@
 Heavy imports stand inside the commands, so that `fedistill --help` answers at once.
 """
 
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -67,7 +68,7 @@ def run(
         result = runner.run(resolved, folder, backend, store)
     else:
         if output is None:  # whatever ends this command, the run may go on
-            typer.echo(f"to go on with this run later, repeat the command with --output {folder}")
+            _say_how_to_go_on(folder)
         result = runner.deploy(resolved, folder, superlink)
     tables.print_result(result, folder)
     _write_page(folder)
@@ -110,14 +111,13 @@ def sweep(
     axes = {"clients": clients, "ipc": ipc, "alpha": alpha, "distiller": distiller, "seed": seed}
     grid = grids.load(config, overrides or [], grids.parse_axes(axes, vary or []))
     folder = output or sweeps.default_output(grid)
-    if output is None and not dry_run:  # whatever ends this command, what is done is kept
-        typer.echo(f"to go on with this sweep later, repeat the command with --output {folder}")
     if dry_run:
         plans, seconds = sweeps.dry_run(grid, folder, store)
         tables.print_plans(plans, seconds)
     else:
         try:
-            tables.print_sweep(sweeps.run(grid, folder, backend, store), folder)
+            begun = _say_how_to_go_on if output is None else None
+            tables.print_sweep(sweeps.run(grid, folder, backend, store, begun), folder)
         except RunError:  # what is done is worth a look
             _write_page(folder)
             raise
@@ -286,6 +286,12 @@ def _refuse_with_superlink(context: typer.Context) -> None:
                 f"--{name} and --superlink are given, and --{name} is for simulations on this "
                 f"machine; {remedy}"
             )
+
+
+def _say_how_to_go_on(folder: Path) -> None:
+    """Name the folder of a command that names none, whatever ends it."""
+    place = shlex.quote(str(folder))
+    typer.echo(f"to go on with this later, repeat the command with --output {place}")
 
 
 def _write_page(folder: Path) -> None:

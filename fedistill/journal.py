@@ -28,9 +28,12 @@ MAIN_RUN = "experiment"
 
 Event = dict[str, Any]
 
-# The `@` may be in the password as well: the last one before the next slash counts. SQLAlchemy
-# takes passwords with slashes and quotes, but then without `@`; what looks like a port is one.
-_USER_INFO = re.compile(r"([A-Za-z][\w+.-]*://)(?:[^/\s\"]*@|[^:/\s\"]*:(?!\d+[/\",])[^@\s]*@)")
+# The `@` may be in the password as well: the last one before the next slash counts. In the address
+# of a database the password may hold slashes and quotes, but then no `@` (SQLAlchemy's make_url).
+_USER_INFO = re.compile(
+    r"([A-Za-z][\w+.-]*://)[^/\s\"]*@"
+    r"|((?:mssql|mysql|postgresql)(?:\+\w+)?://)[^:/\s]*:[^@\s]*@"
+)
 _SQLITE = re.compile(r"(sqlite(?:\+\w+)?:///)([^?]+)(.*)", re.S)  # with a driver, with options
 _SECRET_OPTION = re.compile(
     r"([?&][\w.-]*(?:passw|pwd|token|secret|api_?key)[\w.-]*=)[^&\s\"]*", re.I
@@ -246,7 +249,7 @@ def sqlite_path(uri: str) -> Path | None:
 
 def without_secrets(text: str) -> str:
     """Remove user names, passwords and tokens from the URIs in a text."""
-    return _SECRET_OPTION.sub(r"\1", _USER_INFO.sub(r"\1", text))
+    return _SECRET_OPTION.sub(r"\1", _USER_INFO.sub(r"\1\2", text))
 
 
 def _without_secrets(value: Any) -> Any:

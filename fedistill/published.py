@@ -81,7 +81,7 @@ def data_name(config: Mapping[str, Any]) -> str:
 def changed_data(config: Mapping[str, Any]) -> list[str]:
     """Say which options make a config's data others than those a paper names; empty: none."""
     plain = {"fraction": 1.0, "validation": 0.0, "size": None, "zca": False}
-    data = config["data"]
+    data = {**plain, **config["data"]}  # older configs lack some
     return [f"data.{key} is {data[key]}" for key, value in plain.items() if data[key] != value]
 
 
@@ -96,7 +96,10 @@ def differences(
         histograms: images of each client and class, of its partition.json.
     """
     clients = config["partition"]["clients"]
-    teachers, distill, relabel = config["teacher"], config["distill"], config["relabel"]
+    # What an older config lacks was always as the paper has it.
+    teachers = {"backbones": (), "count": 1, **config["teacher"]}
+    relabel = {"teacher_choice": "uniform", "prior_correction": False, **config["relabel"]}
+    distill, dropout = config["distill"], config.get("federation", {}).get("dropout", 0.0)
     student, *_ = config["student"]["models"]
     models = config["model"] if isinstance(config["model"], list) else [config["model"]]
     images, classes = sum(map(sum, histograms)), max(map(len, histograms), default=0)
@@ -104,7 +107,7 @@ def differences(
         f"{images:,} training images of {classes} classes": (images, classes)
         == (_TRAIN_IMAGES, paper.num_classes),
         f"distill.name is {distill['name']}": distill["name"] == "sre2l",
-        "distill.regularizers are set": not distill["regularizers"],
+        "distill.regularizers are set": not distill.get("regularizers"),
         "distill.init is real": distill.get("init") != "real",
         "distill.class_bn_weight is set": not distill.get("class_bn_weight"),
         "the teachers are not ResNet-18": [m["name"] for m in models] == ["resnet18"]
@@ -118,9 +121,7 @@ def differences(
         f"relabel.teacher_choice is {relabel['teacher_choice']}": clients == 1
         or relabel["teacher_choice"] == "uniform",
         "relabel.prior_correction is set": not relabel["prior_correction"],
-        f"federation.dropout is {config['federation']['dropout']}": not config["federation"][
-            "dropout"
-        ],
-        "cotrain is set": config["cotrain"] is None,
+        f"federation.dropout is {dropout}": not dropout,
+        "cotrain is set": config.get("cotrain") is None,
     }
     return changed_data(config) + [fact for fact, same in facts.items() if not same]

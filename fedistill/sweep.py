@@ -7,7 +7,7 @@ teachers, shares and students come from the artefact store.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,7 +61,13 @@ def default_output(grid: Grid) -> Path:
     return Path("runs") / f"{grid.base.name}-sweep-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def run(grid: Grid, output: Path, backend: str, store: Path | None = None) -> dict[str, Any]:
+def run(
+    grid: Grid,
+    output: Path,
+    backend: str,
+    store: Path | None = None,
+    begun: Callable[[Path], None] | None = None,
+) -> dict[str, Any]:
     """Run what is left of a sweep.
 
     Args:
@@ -69,6 +75,7 @@ def run(grid: Grid, output: Path, backend: str, store: Path | None = None) -> di
         output: a new or empty folder, or that of the same sweep, which is continued.
         backend: "flower" or "local".
         store: the artefact store; None: the one that FEDISTILL_STORE names, else one of its own.
+        begun: is told the folder once the sweep is written down there, and can be continued.
 
     Returns:
         The sweep's state, as `comparison.read` returns it.
@@ -92,6 +99,8 @@ def run(grid: Grid, output: Path, backend: str, store: Path | None = None) -> di
         plans = plan(grid, output, kept)
         finished = [it.federation.folder for it in plans if it.status == "done"]
         sweep_folder.claim(grid, output, _said(plans), finished)
+        if begun is not None:
+            begun(output)
         status: Status = "KILLED"
         try:
             _run_all(grid, output, backend)

@@ -56,21 +56,29 @@ def with_known_names(grid: Grid, output: Path) -> Grid:
         output: the folder of the sweep.
     """
     held = _held(output)
-    folders = {config_file.sha256(config): run["folder"] for run, config in held}
+    same = {config_file.sha256(config): run for run, config in held}
     found = []
     for it in grid.federations:
-        line = next((run for run, config in held if _of_one_line(it, run, config)), None)
-        if line is not None:
-            it = replace(it, method=line["distiller"], varied=tuple(line.get("varied", ())))
-        found.append(replace(it, folder=folders.get(config_file.sha256(it.config), it.folder)))
+        run = same.get(config_file.sha256(it.config))
+        if run is not None:
+            it = replace(it, folder=run["folder"])
+        else:
+            run = next((run for run, config in held if _of_one_line(it, run, config)), None)
+        if run is not None:
+            it = replace(it, method=run["distiller"], varied=tuple(run.get("varied", ())))
+        found.append(it)
     methods = list(dict.fromkeys(it.method for it in found))
     return replace(grid, federations=found, axes={**grid.axes, "distiller": methods})
 
 
 def _of_one_line(it: Federation, run: Tree, config: Config) -> bool:
-    """Say whether a federation differs from one that is held in what may change along a line."""
+    """Say whether a federation differs from one that is held in what may change along a line.
+
+    What is varied may not: its values have lines of their own, whatever it is.
+    """
+    varied = {*it.varied, *run.get("varied", [])}
     return it.alpha == run["alpha"] and all(
-        _within(key, _ALONG_A_LINE) for key in changed(config, it.config)
+        _within(key, _ALONG_A_LINE) and key not in varied for key in changed(config, it.config)
     )
 
 
@@ -96,8 +104,7 @@ def check(grid: Grid, output: Path) -> None:
             raise _other(output, it.folder, changed(before, it.config))
         for run, config in held:
             _check_comparable(it, run, config, output)
-            if run["folder"] != it.folder and _place(run) == _place(it.as_dict()):
-                raise _twice(output, run["folder"], changed(config, it.config))
+    _check_places(grid, held, output)
 
 
 def _check_comparable(it: Federation, run: Tree, config: Config, output: Path) -> None:
@@ -113,6 +120,14 @@ def _check_comparable(it: Federation, run: Tree, config: Config, output: Path) -
             found.append("partition.name")
     if found:
         raise _other(output, run["folder"], found)
+
+
+def _check_places(grid: Grid, held: Sequence[tuple[Tree, Config]], output: Path) -> None:
+    known = {_place(run): (run["folder"], config) for run, config in held}
+    for it in grid.federations:
+        folder, config = known.setdefault(_place(it.as_dict()), (it.folder, it.config))
+        if folder != it.folder:
+            raise _twice(output, folder, changed(config, it.config))
 
 
 def _place(run: Tree) -> tuple[Any, ...]:
@@ -140,8 +155,8 @@ def _other(output: Path, folder: str, differs: Sequence[str]) -> OutputError:
 def _twice(output: Path, folder: str, differs: Sequence[str]) -> OutputError:
     return OutputError(
         f"{output} holds this federation already, in {folder}, with another "
-        f"{', '.join(differs[:5])}: both would be counted as one, with each student twice; "
-        "nothing was changed: take the options of that sweep, or choose another --output"
+        f"{', '.join(differs[:5])}: a table has one place for both, and would count them as two "
+        "seeds; nothing was changed: take the options of that sweep, or choose another --output"
     )
 
 

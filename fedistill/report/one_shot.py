@@ -18,8 +18,8 @@ _BESIDE = ("fedavg_1", *ENSEMBLES)  # ours, of what they have too
 def beside_one_shot(rows: Sequence[Row]) -> list[Block]:
     """Return accuracy over alpha, ours and theirs; empty for data or splits that they do not have.
 
-    Networks and training may differ: the caption says so. Tests on another split than theirs, and
-    parts of the data, are left out.
+    Networks and training may differ: the caption says so. Tests on another split than theirs,
+    parts of the data and federations without all of their clients are left out.
     """
     fitting, names, models = [], set(), set()
     for row in rows:
@@ -30,6 +30,7 @@ def beside_one_shot(rows: Sequence[Row]) -> list[Block]:
             name in one_shot.RIVALS
             and run.result.get("evaluated_on", "test") == "test"
             and not published.changed_data(config)
+            and not run.result["absent_clients"]
             and config["partition"]["name"] == "dirichlet"
             and row.clients == one_shot.CLIENTS
             and row.line.alpha in one_shot.ALPHAS

@@ -130,11 +130,13 @@ def _rivals(run: Run) -> list[str]:
         for name in wanted:
             if name not in found["baselines"]:
                 missing.setdefault(name, []).append(ipc)
-    told = [
-        f"{short(name)}: without clients {', '.join(map(str, clients))} in round {number}."
-        for name, rounds in absent.items()
-        for number, clients in rounds.items()
-    ]
+    told = []
+    for name, rounds in absent.items():
+        who = ", ".join(
+            map(str, sorted({client for missed in rounds.values() for client in missed}))
+        )
+        times = f"{len(rounds)} round{'s' * (len(rounds) != 1)}"
+        told.append(f"{short(name)}: clients were absent ({who}), in {times}.")
     return told + [
         f"Left out for IPC {', '.join(sizes)}: the row '{short(name)}'; the log says why."
         for name, sizes in missing.items()

@@ -18,14 +18,18 @@ PATHOLOGICAL = {"partition": {"name": "pathological", "classes_per_client": 5}}
 def test_a_sweep_grows_by_federations_and_refuses_another_config(
     tmp_path: Path, make: Callable[..., grid.Grid]
 ):
-    sweep.run(make(SweepConfig(clients=(2,), ipc=(1,))), tmp_path / "sweep", "local")
+    told: list[Path] = []
+    first = make(SweepConfig(clients=(2,), ipc=(1,)))
+    sweep.run(first, tmp_path / "sweep", "local", begun=told.append)
+    assert told == [tmp_path / "sweep"]
     state = sweep.run(make(SweepConfig(clients=(1,), ipc=(1,))), tmp_path / "sweep", "local")
     assert state["axes"]["clients"] == [1, 2]
     assert [run["status"] for run in state["runs"]] == ["done", "done"]
     before = hashes(tmp_path / "sweep")
     other = make(SweepConfig(clients=(2,), ipc=(1,)), student={"epochs": 3})
     with pytest.raises(OutputError, match=r"differs in student\.epochs"):
-        sweep.run(other, tmp_path / "sweep", "local")
+        sweep.run(other, tmp_path / "sweep", "local", begun=told.append)
+    assert len(told) == 1, "what is refused cannot be continued"
     assert hashes(tmp_path / "sweep") == before
 
 
@@ -95,6 +99,45 @@ def test_a_federation_has_one_place_whatever_axes_a_later_command_names(
     key = next(iter(sections))
     with pytest.raises(OutputError, match=rf"runs/clients-02_seed-0, with another {key}"):
         sweep_folder.check(sweep_folder.with_known_names(more, tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "vary",
+    [
+        {"federation.min_clients": (1, 2)},
+        {"federation.deadline_s": (60.0, 600.0), "relabel.views": (2, 3)},
+        {"teacher.epochs": (1, 2)},
+    ],
+    ids=["along a line", "both", "from line to line"],
+)
+def test_a_varied_sweep_goes_on_and_grows(
+    tmp_path: Path, make: Callable[..., grid.Grid], vary: Any
+):
+    """Also where a value of what is varied is one that might change along a line."""
+
+    output = tmp_path / "sweep"
+    output.mkdir()
+
+    def grown(*clients: int) -> grid.Grid:
+        axes = SweepConfig(clients=clients, ipc=(1,), vary=vary)
+        found = sweep_folder.with_known_names(make(axes), output)
+        sweep_folder.check(found, output)
+        sweep_folder.claim(found, output, [it.as_dict() for it in found.federations], [])
+        return found
+
+    first, again, more = grown(2), grown(2), grown(3)
+    assert [it.as_dict() for it in again.federations] == [it.as_dict() for it in first.federations]
+    assert [it.method for it in more.federations] == [it.method for it in first.federations]
+    assert len({it.method for it in more.federations}) == len(more.federations)
+
+
+def test_what_is_varied_later_has_lines_of_its_own(tmp_path: Path, make: Callable[..., grid.Grid]):
+    first = make(SweepConfig(clients=(2,), ipc=(1,)))
+    sweep_folder.claim(first, tmp_path, [it.as_dict() for it in first.federations], [])
+    axes = SweepConfig(clients=(3,), ipc=(1,), vary={"federation.deadline_s": (60.0, 600.0)})
+    more = sweep_folder.with_known_names(make(axes), tmp_path)
+    sweep_folder.check(more, tmp_path)
+    assert len({it.method for it in more.federations} | {"sre2l"}) == 3
 
 
 def test_a_line_keeps_its_name_when_one_of_its_values_is_varied_later(

@@ -55,14 +55,14 @@ def test_full_notes_lose_the_oldest_sweep_and_nothing_else():
     for number in range(100):
         key = f"s{number:03}"
         text = mlflow_views.with_note(text, key, mlflow_views.note(key, "counts", "today"))
-        assert len(text) <= 20_000
+        assert len(text) <= 5000
     first, second, *_, last = text.splitlines()
     assert first == "by hand"
     assert "sweep s000" not in text
     assert "sweep s099" in last
-    assert len(text) + len(second) > 20_000
+    assert len(text) + len(second) > 5000
 
 
 def test_notes_that_are_full_without_a_sweep_stay_as_they_are():
-    text = "by hand " * 2500
+    text = "by hand " * 625
     assert mlflow_views.with_note(text, "s1", mlflow_views.note("s1", "one", "today")) == text

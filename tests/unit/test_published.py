@@ -111,3 +111,16 @@ def test_a_folder_named_like_the_data_set_is_no_proof():
 def test_one_client_is_the_plain_method_however_it_is_dealt_and_labelled():
     alone = config(partition={"name": "dirichlet", "clients": 1}, relabel={"name": "own"})
     assert published.differences(CIFAR10, alone, HELD) == []
+
+
+def test_what_an_older_config_does_not_say_was_as_the_paper_has_it():
+    older = config()
+    for section, keys in {
+        "data": ("zca", "size"),
+        "teacher": ("count", "backbones"),
+        "relabel": ("teacher_choice", "prior_correction"),
+        "federation": ("dropout",),
+    }.items():
+        older[section] = {k: value for k, value in older[section].items() if k not in keys}
+    del older["cotrain"]
+    assert published.differences(CIFAR10, older, HELD) == []

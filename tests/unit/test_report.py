@@ -163,7 +163,8 @@ def test_what_a_reader_must_know_stands_at_the_top(tmp_path):
 
 
 def test_rows_that_are_not_what_their_name_says_are_told(tmp_path):
-    beside = {"fedavg_1": {**made_up.scores(12.0), "absent_clients": {"1": [0, 1]}}}
+    absent = {"1": [1], "2": [0, 1]}
+    beside = {"fedavg_1": {**made_up.scores(12.0), "absent_clients": absent}}
     folder = made_up.run_folder(
         tmp_path / "r",
         sections={"baselines": ["fedavg", "k_center"], "fedavg": {"rounds": 3}},
@@ -172,7 +173,7 @@ def test_rows_that_are_not_what_their_name_says_are_told(tmp_path):
     )
     text = read(folder).text
     assert "Clients that took part and whose answers are in no label: 1." in text
-    assert "FedAvg, 1 round: without clients 0, 1 in round 1." in text
+    assert "FedAvg, 1 round: clients were absent (0, 1), in 2 rounds." in text
     assert "Left out for IPC 1, 10: the row 'real, by k-center'" in text
     assert "Left out for IPC 1, 10: the row 'FedAvg, 3 rounds'" in text
 

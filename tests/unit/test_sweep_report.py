@@ -313,7 +313,9 @@ def test_one_shot_methods_are_left_out_where_they_have_no_numbers(tmp_path, data
 
 
 @pytest.mark.parametrize(
-    "run", [{"evaluated_on": "validation"}, {"fraction": 0.5}], ids=["split", "part"]
+    "run",
+    [{"evaluated_on": "validation"}, {"fraction": 0.5}, {"absent_clients": [0]}],
+    ids=["split", "part", "absent"],
 )
 def test_one_shot_methods_stand_beside_no_other_test(tmp_path, run):
     page = dirichlet_sweep(tmp_path / "s", "mnist", **run)
