@@ -13,11 +13,13 @@ Sec. 3.2. A strategy names operations, joined by "_":
 One draw is a value: applying it twice is what makes two batches siamese. Drawn for `count` 1 it
 changes every image alike, as DSA does while it matches; with more each image has its own
 strengths, as where it trains a student. DSA and DM draw one operation a time (their `aug_mode`
-S), IDC and DREAM compose all of them.
+S), IDC and DREAM compose them.
 
-Departure from the authors' code: no rotation. Shift, mirror and zoom keep rows and columns apart,
-so that two small matrices do them, deterministically on a GPU too (see `crops`); a rotation needs
-a sampler, whose backward pass is not deterministic there.
+Departures from the authors' code: composed are all operations that a strategy names, where IDC
+draws one of crop, scale and rotation (its default here, `color_crop_cutout`, names one). No
+rotation: shift, mirror and zoom keep rows and columns apart, so that two small matrices do them,
+deterministically on a GPU too (see `crops`); a rotation needs a sampler, whose backward pass is
+not deterministic there.
 """
 
 from dataclasses import dataclass

@@ -222,7 +222,7 @@ def _reference(
     if public is not None:
         return public
     if options.reference == "largest":
-        return _as_seen(sets[max(sets)].as_image_set(), options.tiles)
+        return _as_seen(sets[max(sets)].as_image_set(), options.tiles, spec)
     labels = [
         torch.repeat_interleave(torch.arange(len(share.counts)), torch.tensor(share.counts))
         for share in shares
@@ -230,15 +230,18 @@ def _reference(
     sent = ImageSet(
         torch.cat([share.images for share in shares]), torch.cat(labels) % spec.num_classes
     )
-    return _as_seen(sent, options.tiles)
+    return _as_seen(sent, options.tiles, spec)
 
 
-def _as_seen(images: ImageSet, tiles: int | None) -> ImageSet:
-    """Return the tiles of mosaics, enlarged, with the labels of their images."""
+def _as_seen(images: ImageSet, tiles: int | None, spec: DataSpec) -> ImageSet:
+    """Return the tiles of mosaics, enlarged, with the labels of their images.
+
+    Enlarged as networks see them: a tile of a whitened mosaic is no tile that was whitened.
+    """
     if tiles in (None, 1):
         return images
     enlarged = [
-        mosaic.expand(part.float(), tiles).round().to(torch.uint8)
+        spec.to_uint8(mosaic.expand(spec.normalise(part), tiles))
         for part in images.images.split(_AT_ONCE)
     ]
     return ImageSet(torch.cat(enlarged), images.labels.repeat_interleave(tiles**2))

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedistill.errors import ConfigError
+from fedistill.images import DataSpec
 
 
 def shrink(images: Tensor, tiles: int) -> Tensor:
@@ -72,6 +73,27 @@ def strided(ranked: Tensor, count: int) -> Tensor:
         Mosaic by mosaic, [count * n].
     """
     return ranked.view(-1, count).T.reshape(-1)
+
+
+def require_unwhitened(tiles: int, spec: DataSpec, key: str) -> None:
+    """Refuse mosaics of pixels where networks see whitened images.
+
+    A tile is cut out of the whitened mosaic and enlarged: no network has been shown the like, and
+    it is not what the method has looked at.
+
+    Args:
+        tiles: a side; 1 is no mosaic.
+        spec: of the data set.
+        key: of the config that says `tiles`.
+
+    Raises:
+        ConfigError: the images are whitened.
+    """
+    if tiles > 1 and spec.zca is not None:
+        raise ConfigError(
+            f"data.zca is true and {key} is {tiles}: tiles of a whitened mosaic are no whitened "
+            f"images; accepted: data.zca false, or {key} 1"
+        )
 
 
 def require_tiles(tiles: int, size: int, key: str) -> None:

@@ -14,6 +14,9 @@ For other data and models change single keys: RDED's batches on CIFAR-100 are {1
 50: 200} and its MobileNetV2 learns at 2.5e-3; G-VBSM's students of CIFAR-100 use sgd at 0.1.
 
 Departures:
+- one draw of what is mixed, and of the box, holds for all images of a view (the authors': for a
+  batch), since views replay for any batch size;
+- `sgd` has Nesterov's momentum (DREAM and IDC: plain);
 - all report the last epoch, never the best on the test split (RDED, EDC);
 - labels are made once, `relabel.views` for each image, and replayed: as many views as epochs
   stand for labels made live (SRe2L, RDED, EDC), fewer are shown again;

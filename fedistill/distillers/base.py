@@ -31,8 +31,8 @@ class Task:
         partition_id: of the client; enters every seed.
         attempt: 0 for the first request; a later request for more images counts on, so that
             they differ from those already made.
-        made: images of each class that earlier requests got; empty: none. A method that chooses
-            real images goes on behind them.
+        made: images of each class that earlier requests got; empty: none. A method whose images
+            are real ones, or parts of them, goes on behind them.
         ipc: of the set that the images are for, the largest where small ones are cut out of it.
             Curves are named by it; images may depend on it where the method says so
             (`Distiller.depends_on_ipc`).
@@ -69,7 +69,9 @@ class Task:
     def earlier(self) -> "Task | None":
         """Return what was made so far as one first request; None: nothing was.
 
-        A method that chooses real images by rank repeats that choice, to leave them out.
+        A method that chooses real images by rank repeats that choice, to leave them out. That is
+        exact for a second request; images of a second one may be chosen again by a third, as what
+        each got alone is not known here.
         """
         if not any(self.made):
             return None

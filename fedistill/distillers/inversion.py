@@ -19,6 +19,7 @@ from fedistill.crops import ViewOptions
 from fedistill.distillers.base import Batch, Distilled, Distiller, Progress, Task, real_images
 from fedistill.images import DataSpec
 from fedistill.rules import Rule, above_zero, at_least, check, part
+from fedistill.store import digest
 from fedistill.training import forward_batch, learning_rate_factor, set_learning_rate
 
 Order = Literal["across", "class"]
@@ -121,7 +122,9 @@ class Inversion(Distiller):
             start = None if real is None else spec.normalise(real[index])
             make = partial(run.batch, labels[index], number, start)
             if self.batches_stand_alone and not task.regularizers:
-                key = {"batch": number, "labels": labels[index].tolist()}
+                key: dict[str, Any] = {"batch": number, "labels": labels[index].tolist()}
+                if real is not None:  # which images these are depends on the counts of all classes
+                    key["start"] = digest({"images": real[index]})
                 images[index] = run.recalled(key, make)
             else:
                 images[index] = make().images

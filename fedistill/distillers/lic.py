@@ -92,9 +92,10 @@ class LIC(Distiller):
         return self.tiles
 
     def check(self, model: nn.Module, config: ModelConfig, spec: DataSpec) -> None:
-        """Refuse a layer that the network lacks, and a frame that the tiles do not divide."""
+        """Refuse a layer that the network lacks, and mosaics that the data do not allow."""
         super().check(model, config, spec)
         mosaic.require_tiles(self.tiles, spec.size, "distill.tiles")
+        mosaic.require_unwhitened(self.tiles, spec, "distill.tiles")
         layers.resolve(model, self.layer, spec.channels, spec.size)
 
     def distill(self, task: Task) -> Distilled:

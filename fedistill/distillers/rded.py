@@ -88,9 +88,10 @@ class RDED(Distiller):
         return self.factor
 
     def check(self, model: nn.Module, config: ModelConfig, spec: DataSpec) -> None:
-        """Refuse a frame that the factor does not divide."""
+        """Refuse mosaics that the data do not allow."""
         super().check(model, config, spec)
         mosaic.require_tiles(self.factor, spec.size, "distill.factor")
+        mosaic.require_unwhitened(self.factor, spec, "distill.factor")
 
     @torch.no_grad()
     def distill(self, task: Task) -> Distilled:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from fakes import CPU, Constant, tiny_config, tiny_images, tiny_set, tiny_spec, tiny_teacher
 
-from fedistill import config_file, data, mosaic, planning
+from fedistill import config_file, data, mosaic, planning, whitening
 from fedistill import cotrain as module
 from fedistill.config import DataConfig
 from fedistill.cotrain import MIB, cotrain
@@ -105,6 +105,17 @@ def test_the_union_is_every_image_that_was_sent(matched_to: list[ImageSet]):
     run(shares=SHARES, reference="union")
     assert torch.equal(matched_to[0].images, SENT)
     assert matched_to[0].labels.tolist() == LABELS
+
+
+def test_tiles_are_enlarged_as_networks_see_them():
+    """Enlarged in pixels and whitened then, a set would be far from itself."""
+    stream = torch.Generator().manual_seed(0)
+    pixels = torch.randint(64, 192, (40, *SENT.shape[1:]), generator=stream, dtype=torch.uint8)
+    spec = replace(SPEC, zca=whitening.fit(pixels))
+    images = ImageSet(pixels, torch.zeros(40, dtype=torch.int64))
+    found = spec.normalise(module._as_seen(images, 2, spec).images)
+    own = mosaic.expand(spec.normalise(pixels), 2)
+    assert (found - own).norm() < 0.05 * own.norm()
 
 
 @pytest.mark.parametrize("at_once", [3, 1000])

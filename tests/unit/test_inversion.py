@@ -10,7 +10,7 @@ from fakes import CONVNET, CPU, tiny_images, tiny_spec, tiny_teacher
 from torch import Tensor, nn
 
 from fedistill.config import ModelConfig
-from fedistill.distillers.base import Task
+from fedistill.distillers.base import Batch, Task
 from fedistill.distillers.edc import EDC
 from fedistill.distillers.gvbsm import GVBSM
 from fedistill.distillers.inversion import Inversion, Objective, Show, shard_batches
@@ -110,6 +110,22 @@ def test_a_start_from_real_images_is_one_and_is_said(init: Any, real: bool):
     made = part.distill(task(shard=shard)).images
     found = [any(torch.equal(image, one) for one in shard.images) for image in made]
     assert all(found) is real
+
+
+def test_a_batch_that_started_from_other_images_is_not_taken_again():
+    """Which real images a batch starts from depends on how many are wanted of every class."""
+    kept: dict[str, Batch] = {}
+
+    def recall(key: Any, make: Any) -> Batch:
+        return kept.setdefault(str(key), make())
+
+    part = SRe2L(init="real", iterations=1, lr=1e-6, batch_size=2)
+    images_of(part, counts=[2, 4, 0], recall=recall)
+    again = images_of(part, counts=[1, 5, 0], recall=recall)
+    assert torch.equal(again, images_of(part, counts=[1, 5, 0]))
+    before = len(kept)
+    assert torch.equal(again, images_of(part, counts=[1, 5, 0], recall=recall))
+    assert len(kept) == before
 
 
 def test_the_shard_is_gone_through_once_in_chunks():

@@ -13,6 +13,7 @@ from fedistill import config_file, crops, mosaic, planning, whitening
 from fedistill.crops import ViewOptions
 from fedistill.distillers import rded
 from fedistill.distillers.base import Task
+from fedistill.distillers.lic import LIC
 from fedistill.distillers.rded import RDED
 from fedistill.errors import ConfigError
 from fedistill.images import ImageSet
@@ -183,10 +184,9 @@ def test_every_client_and_request_draws_its_own_crops(change: str):
     assert all(not torch.equal(a, b) for a, b in zip(base, other, strict=True))
 
 
-@pytest.mark.parametrize("factor", [1, 2])
-def test_crops_are_cut_from_pixels_and_whitened_for_the_teacher_alone(factor: int):
+def test_crops_are_cut_from_pixels_and_whitened_for_the_teacher_alone():
     white = replace(SPEC, zca=whitening.fit(tiny_images(30).images))
-    options = RDED(factor=factor, crops=2)
+    options = RDED(crops=2)
     indifferent = Brightness(0.0)  # the first crop of the first images, whatever it looks like
     plain = options.distill(task([2, 0, 0], indifferent)).images
     made = options.distill(replace(task([2, 0, 0], indifferent), spec=white)).images
@@ -215,6 +215,18 @@ def test_progress_tells_the_loss_of_what_is_kept():
 def test_all_broken_options_are_named_at_once():
     with pytest.raises(ValueError, match=r"factor is 0.*crops is 0.*pool is 0.*scale is \[0.5, 0"):
         RDED(factor=0, crops=0, pool=0, scale=(0.5, 0.2))
+
+
+@pytest.mark.parametrize(
+    ("part", "key"), [(RDED(factor=2), "distill.factor"), (LIC(), "distill.tiles")]
+)
+def test_mosaics_of_whitened_images_are_refused(part: RDED | LIC, key: str):
+    """Students would be shown tiles that are not what was chosen or compensated."""
+    white = replace(SPEC, zca=whitening.fit(tiny_images(30).images))
+    with pytest.raises(ConfigError, match=f"data.zca is true and {key} is 2"):
+        part.check(tiny_teacher(), CONVNET, white)
+    part.check(tiny_teacher(), CONVNET, SPEC)
+    RDED().check(tiny_teacher(), CONVNET, white)
 
 
 def test_a_factor_that_does_not_divide_the_image_is_refused():
