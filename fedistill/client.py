@@ -26,7 +26,7 @@ def make_share(
     *,
     partition_id: int,
     attempt: int = 0,
-    made: Sequence[int] = (),
+    made: Sequence[Sequence[int]] = (),
     teacher_states: Sequence[State] = (),
     report: Report = lambda stage, done, total, note: None,
     store: Store | None = None,
@@ -42,7 +42,7 @@ def make_share(
             own, one row after the other (`planning.requests`).
         partition_id: of the client.
         attempt: 0, or the number of a later request for more images.
-        made: as many as earlier requests got, or nothing.
+        made: what each earlier request got, counted like that; empty: there was none.
         teacher_states: the client's teachers, if they are trained already.
         report: called with stage, steps done, steps in all, and a note.
         store: what is made is kept there; None: in the one that the environment names.

@@ -73,7 +73,8 @@ _TEXT = 4096  # bytes that a reply may have beside all that is counted
 class DistillRequest:
     """What the server asks of a client: `counts` images of each class, beside those `made`.
 
-    Both are as in `planning.requests`: one row for all sets, or one for each.
+    Counts are as in `planning.requests`: one row for all sets, or one for each. Of those made they
+    are there for each earlier attempt.
     """
 
     config: Config
@@ -81,7 +82,7 @@ class DistillRequest:
     partition_id: int
     counts: list[int]
     attempt: int = 0
-    made: tuple[int, ...] = ()
+    made: tuple[tuple[int, ...], ...] = ()
     teachers: tuple[Mapping[str, Tensor], ...] = ()
 
 
@@ -105,7 +106,7 @@ def encode_distill_request(request: DistillRequest) -> RecordDict:
     record = content.config_records["request"]
     record["counts"] = request.counts
     record["attempt"] = request.attempt
-    record["made"] = list(request.made)
+    record["made"] = [count for before in request.made for count in before]
     content.update(_encode_teachers(request.teachers))
     return content
 
@@ -118,13 +119,15 @@ def decode_distill_request(content: RecordDict) -> DistillRequest:
     """
     config, spec, partition_id = records.read_request(content)
     record = records.config_record(content, "request")
+    counts, made = records.integers(record, "counts"), records.integers(record, "made")
+    entries = max(1, len(counts))
     return DistillRequest(
         config=config,
         spec=spec,
         partition_id=partition_id,
-        counts=records.integers(record, "counts"),
+        counts=counts,
         attempt=records.integer(record, "attempt"),
-        made=tuple(records.integers(record, "made")),
+        made=tuple(tuple(made[start : start + entries]) for start in range(0, len(made), entries)),
         teachers=_decode_teachers(content, config, spec, partition_id),
     )
 

@@ -30,7 +30,7 @@ class Row:
 
     ipc: int
     counts: Sequence[int]
-    made: Sequence[int]
+    made: Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,11 @@ class Worker:
         return found.tensors
 
     def recover(
-        self, counts: Sequence[int], attempt: int, made: Sequence[int], states: Sequence[State]
+        self,
+        counts: Sequence[int],
+        attempt: int,
+        made: Sequence[Sequence[int]],
+        states: Sequence[State],
     ) -> list[Artefact]:
         """Make the images, one artefact for each optimisation; the notes hold its loss curve."""
         jobs = self.jobs(counts, made)
@@ -136,13 +140,17 @@ class Worker:
             for number, job in enumerate(jobs)
         ]
 
-    def jobs(self, counts: Sequence[int], made: Sequence[int]) -> list[list["Row"]]:
+    def jobs(self, counts: Sequence[int], made: Sequence[Sequence[int]]) -> list[list["Row"]]:
         """Split what is asked for into optimisations: rows of counts that are made together."""
         classes = self.spec.num_classes
         starts = range(0, len(counts), classes)
         sizes = self.config.distill.ipc
         rows = [
-            Row(ipc, counts[start : start + classes], made[start : start + classes])
+            Row(
+                ipc,
+                counts[start : start + classes],
+                [before[start : start + classes] for before in made],
+            )
             for ipc, start in zip(sizes if len(starts) > 1 else [max(sizes)], starts, strict=True)
         ]
         return [rows] if distiller_of(self.config).cotrains_sizes else [[row] for row in rows]
@@ -167,7 +175,7 @@ class Worker:
         models = self.config.teachers_of(self.partition_id)
         return self._key(
             path=("recover", self.partition_id, attempt),
-            made=[list(row.made) for row in rows],
+            made=[[list(before) for before in row.made] for row in rows],
             models=[asdict(model) for model in models],
             teachers=[store.digest(state) for state in teacher_states],
             distill=asdict(replace(self.config.distill, ipc=(1,))),

@@ -78,6 +78,7 @@ class FedDistill(Strategy):
         self.report = report
         self.descriptions: dict[int, wire.Description] = {}
         self.shares: dict[int, Share] = {}
+        self._asked: list[Plan] = []
         self.plans: dict[int, Plan] = {}
         self.sets: dict[int, SyntheticSet] = {}
         self.teachers: dict[int, nn.Module] = {}
@@ -210,11 +211,12 @@ class FedDistill(Strategy):
                 partition_id=client,
                 counts=counts,
                 attempt=server_round - 1,
-                made=self.shares[client].counts if client in self.shares else (),
+                made=self._made_by(client, len(counts)),
                 teachers=self.shares[client].teachers if client in self.shares else (),
             )
             for client, counts in owed.items()
         }
+        self._asked.append(owed)
         log(INFO, "distill: round %s asks %s clients", server_round, len(requests))
         contents = {n: wire.encode_distill_request(it) for n, it in requests.items()}
         self.report("collect", 0, len(requests), "")
@@ -245,6 +247,12 @@ class FedDistill(Strategy):
         self.shares = dict(sorted(self.shares.items()))
         log(INFO, "distill: received %s images, %s clients failed", received, len(self.failures))
         return MetricRecord({"images": received, "failures": len(self.failures)})
+
+    def _made_by(self, client: int, entries: int) -> tuple[tuple[int, ...], ...]:
+        """Return what a client got in each round so far: all of it, or it would have failed."""
+        if client not in self.shares:
+            return ()
+        return tuple(tuple(plan.get(client, (0,) * entries)) for plan in self._asked)
 
     def _keep_teachers(self, share: Share) -> None:
         """Rebuild a client's teachers, unless they have stayed at home.

@@ -31,8 +31,8 @@ class Task:
         partition_id: of the client; enters every seed.
         attempt: 0 for the first request; a later request for more images counts on, so that
             they differ from those already made.
-        made: images of each class that earlier requests got; empty: none. A method whose images
-            are real ones, or parts of them, goes on behind them.
+        made: images of each class that each earlier request got, one row for an attempt; empty:
+            none. A method whose images are real ones, or parts of them, leaves those out.
         ipc: of the set that the images are for, the largest where small ones are cut out of it.
             Curves are named by it; images may depend on it where the method says so
             (`Distiller.depends_on_ipc`).
@@ -52,7 +52,7 @@ class Task:
     seed: int
     partition_id: int
     attempt: int = 0
-    made: Sequence[int] = ()
+    made: Sequence[Sequence[int]] = ()
     ipc: int = 0
     device: torch.device
     dtype: torch.dtype = torch.float32
@@ -66,16 +66,16 @@ class Task:
         """Return a generator of this client's for one stage."""
         return generator(self.seed, "recover", self.partition_id, self.attempt, *path)
 
-    def earlier(self) -> "Task | None":
-        """Return what was made so far as one first request; None: nothing was.
+    def earlier(self) -> list["Task"]:
+        """Return the requests before this one that got images.
 
-        A method that chooses real images by rank repeats that choice, to leave them out. That is
-        exact for a second request; images of a second one may be chosen again by a third, as what
-        each got alone is not known here.
+        A method that chooses real images by rank repeats these choices, to leave them out.
         """
-        if not any(self.made):
-            return None
-        return replace(self, counts=self.made, made=(), attempt=0)
+        return [
+            replace(self, counts=counts, made=self.made[:attempt], attempt=attempt)
+            for attempt, counts in enumerate(self.made)
+            if any(counts)
+        ]
 
     def terms(self) -> list[tuple[float, Regularizer]]:
         """Return the extra loss terms, ready for use, with their weights."""

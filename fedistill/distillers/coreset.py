@@ -35,7 +35,7 @@ class Coreset(Distiller):
 
     def distill(self, task: Task) -> Distilled:
         """Choose, one class after the other; there is no loss."""
-        made = task.made or [0] * len(task.counts)
+        made = [sum(column) for column in zip(*task.made, strict=True)] or [0] * len(task.counts)
         chosen = [torch.empty(0, dtype=torch.int64)]
         for label, (before, count) in enumerate(zip(made, task.counts, strict=True)):
             mine = (task.shard.labels == label).nonzero()[:, 0]

@@ -119,8 +119,7 @@ def _choose(options: LIC, task: Task, label: int, count: int) -> Tensor:
     """Return indices into the shard of the images that the teachers are surest about."""
     wanted = count * options.real_images_per_image
     mine = (task.shard.labels == label).nonzero()[:, 0]
-    earlier = task.earlier()
-    if earlier is not None:
+    for earlier in task.earlier():
         mine = mine[~torch.isin(mine, _choose(options, earlier, label, earlier.counts[label]))]
     assert wanted <= len(mine), f"asked for {wanted} images of class {label}, has {len(mine)}"
     if not count:

@@ -117,9 +117,9 @@ def _best(options: RDED, task: Task, label: int) -> tuple[Tensor, Views, float]:
     count = task.counts[label]
     wanted = count * options.real_images_per_image
     mine = (task.shard.labels == label).nonzero()[:, 0]
-    earlier = task.earlier()
-    if earlier is not None and earlier.counts[label]:
-        mine = mine[~torch.isin(mine, _best(options, earlier, label)[0])]
+    for earlier in task.earlier():
+        if earlier.counts[label]:
+            mine = mine[~torch.isin(mine, _best(options, earlier, label)[0])]
     assert wanted <= len(mine), f"asked for {wanted} crops of class {label}, has {len(mine)} images"
     order = torch.randperm(len(mine), generator=task.stream("pool", label))
     pool = mine[order[: max(options.pool, wanted)]]

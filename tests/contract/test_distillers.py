@@ -183,7 +183,7 @@ def test_a_shard_that_is_just_large_enough_will_do_and_planning_refuses_a_smalle
 def test_a_later_request_repeats_no_image(name: str):
     part = quick(name)
     first = part.distill(task(COUNTS)).images
-    later = part.distill(task([1, 2, 2], attempt=1, made=COUNTS)).images
+    later = part.distill(task([1, 2, 2], attempt=1, made=[COUNTS])).images
     assert len({tuple(image.flatten().tolist()) for image in torch.cat([first, later])}) == 10
 
 

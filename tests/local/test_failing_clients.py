@@ -8,7 +8,7 @@ import pytest
 import torch
 from fakes import tiny_config, tiny_tree
 from federation import Silent, assert_full, failing, run, spoiled, start
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 
 from fedistill import config_file, planning, results, wire
 from fedistill.config import Config
@@ -75,6 +75,14 @@ def test_a_client_that_falls_silent_in_the_second_round_is_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ):
     failing(monkeypatch, 2)
+    asked: list[wire.DistillRequest] = []
+    encode = wire.encode_distill_request
+
+    def noted(request: wire.DistillRequest) -> RecordDict:
+        asked.append(request)
+        return encode(request)
+
+    monkeypatch.setattr(wire, "encode_distill_request", noted)
 
     class SecondTime(Silent):
         """Client 1 never answers a second request to distil."""
@@ -96,6 +104,11 @@ def test_a_client_that_falls_silent_in_the_second_round_is_left_out(
     assert "no answer" in strategy.failures[1]
     assert_full(strategy.sets[3], 3)
     assert set(strategy.sets[3].clients.tolist()) == {0}
+    first, second, third = (request for request in asked if request.partition_id == 0)
+    assert (first.made, first.attempt) == ((), 0)
+    assert (second.made, second.attempt) == ((tuple(first.counts),), 1)
+    assert (third.made, third.attempt) == ((tuple(first.counts), tuple(second.counts)), 2)
+    assert [sum(column) for column in zip(*third.made, third.counts, strict=True)] == [3] * 10
 
 
 def wrong_teacher(share: Share) -> Share:

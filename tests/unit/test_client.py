@@ -89,7 +89,7 @@ def test_what_came_from_the_store_is_told_to_the_server():
 def test_a_second_request_takes_the_teachers_that_were_sent_back(monkeypatch: pytest.MonkeyPatch):
     first = work(TWO)
     monkeypatch.setattr(worker, "squeeze", None)
-    second = work(TWO, attempt=1, made=COUNTS, teacher_states=first.teachers)
+    second = work(TWO, attempt=1, made=[COUNTS], teacher_states=first.teachers)
     assert second.seconds["squeeze"] == 0
     assert second.teacher_curve == ()
     assert_same(replace(second, images=first.images, teacher_curve=first.teacher_curve,
@@ -99,7 +99,7 @@ def test_a_second_request_takes_the_teachers_that_were_sent_back(monkeypatch: py
 
 
 def test_the_distiller_learns_what_was_made_before(monkeypatch: pytest.MonkeyPatch):
-    seen: list[tuple[int, Sequence[int]]] = []
+    seen: list[tuple[int, Sequence[Sequence[int]]]] = []
     real = SRe2L.distill
 
     def distill(self: SRe2L, task: Any) -> Any:
@@ -109,12 +109,12 @@ def test_the_distiller_learns_what_was_made_before(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(SRe2L, "distill", distill)
     share = work(TWO)
-    work(TWO, attempt=1, made=share.counts, teacher_states=share.teachers)
-    assert seen == [(0, ()), (1, COUNTS)]
+    work(TWO, attempt=1, made=[share.counts], teacher_states=share.teachers)
+    assert seen == [(0, []), (1, [COUNTS])]
 
 
 def test_a_later_request_tells_each_size_what_it_has(monkeypatch: pytest.MonkeyPatch):
-    seen: list[tuple[Sequence[int], Sequence[int]]] = []
+    seen: list[tuple[Sequence[int], Sequence[Sequence[int]]]] = []
     real = dm.DM.distill
 
     def distill(self: dm.DM, task: Any) -> Any:
@@ -122,8 +122,8 @@ def test_a_later_request_tells_each_size_what_it_has(monkeypatch: pytest.MonkeyP
         return real(self, task)
 
     monkeypatch.setattr(dm.DM, "distill", distill)
-    work(DM, counts=(1, 0, 0, 2, 0, 0), attempt=1, made=(0, 1, 1, 0, 2, 2))
-    assert seen == [((1, 0, 0), (0, 1, 1)), ((2, 0, 0), (0, 2, 2))]
+    work(DM, counts=(1, 0, 0, 2, 0, 0), attempt=1, made=[(0, 1, 1, 0, 2, 2)])
+    assert seen == [((1, 0, 0), [(0, 1, 1)]), ((2, 0, 0), [(0, 2, 2)])]
 
 
 def test_progress_over_several_sizes_rises_to_its_end():

@@ -157,7 +157,7 @@ def test_the_first_k_are_the_choice_for_k_and_later_requests_go_on_behind_them(c
     whole = coreset.distill(task([5, 0, 0])).images
     for k in range(6):
         assert torch.equal(coreset.distill(task([k, 0, 0])).images, whole[:k])
-        later = coreset.distill(task([5 - k, 0, 0], made=[k, 0, 0], attempt=1)).images
+        later = coreset.distill(task([5 - k, 0, 0], made=[[k, 0, 0]], attempt=1)).images
         assert torch.equal(later, whole[k:])
 
 

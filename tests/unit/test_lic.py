@@ -74,10 +74,20 @@ def test_a_later_request_leaves_out_the_images_that_are_used():
     levels = torch.arange(12, dtype=torch.uint8) * 20
     shard = ImageSet(levels[:, None, None, None].repeat(1, 1, 8, 8), torch.zeros(12).long())
     first = task([2, 0, 0], Brightness(), shard=shard)
-    later = replace(first, counts=[1, 0, 0], attempt=1, made=[2, 0, 0])
+    later = replace(first, counts=[1, 0, 0], attempt=1, made=[[2, 0, 0]])
     made = torch.cat([LIC(iterations=0).distill(it).images for it in (first, later)])
     used = mosaic.split(made.float(), 2).mean((1, 2, 3))
     assert sorted(used.tolist()) == levels.tolist()
+
+
+def test_a_third_request_knows_what_the_second_has_used():
+    levels = torch.arange(48, dtype=torch.uint8) * 5
+    shard = ImageSet(levels[:, None, None, None].repeat(1, 1, 8, 8), torch.zeros(48).long())
+    counts = [[2, 0, 0]] * 3
+    first = task([2, 0, 0], Brightness(), shard=shard)
+    asked = [replace(first, attempt=number, made=counts[:number]) for number in range(3)]
+    made = torch.cat([LIC(iterations=0, pool=1).distill(it).images for it in asked])
+    assert len(mosaic.split(made.float(), 2).mean((1, 2, 3)).unique()) == 3 * 2 * 4
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -167,9 +167,17 @@ def test_the_tiles_are_of_different_images_of_the_class():
 def test_a_later_request_leaves_out_the_images_that_are_used(pool: int):
     levels = [20 * level for level in range(12)]
     first = task([2, 0, 0], Brightness(), shard=flat(levels))
-    later = replace(first, counts=[1, 0, 0], attempt=1, made=[2, 0, 0])
+    later = replace(first, counts=[1, 0, 0], attempt=1, made=[[2, 0, 0]])
     made = [RDED(factor=2, pool=pool).distill(it).images for it in (first, later)]
     assert sorted(mosaic.split(torch.cat(made), 2)[:, 0, 0, 0].tolist()) == levels
+
+
+def test_a_third_request_knows_what_the_second_has_used():
+    shard, counts = flat([5 * level for level in range(48)]), [[2, 0, 0]] * 3
+    first = task([2, 0, 0], Brightness(), shard=shard)
+    asked = [replace(first, attempt=number, made=counts[:number]) for number in range(3)]
+    made = torch.cat([RDED(factor=2, pool=16).distill(it).images for it in asked])
+    assert len(mosaic.split(made, 2)[:, 0, 0, 0].unique()) == 3 * 2 * 4
 
 
 def test_with_one_crop_an_image_small_sets_are_part_of_larger_ones():

@@ -55,7 +55,7 @@ def test_several_teachers_keep_their_order():
 
 
 def test_a_request_arrives_whole():
-    request = replace(ASKED, attempt=2, made=(1, 0, 4), teachers=(TEACHER,))
+    request = replace(ASKED, attempt=2, made=((1, 0, 4), (0, 0, 2)), teachers=(TEACHER,))
     arrived = wire.decode_distill_request(sent(wire.encode_distill_request(request)))
     assert replace(arrived, teachers=()) == replace(request, teachers=())
     assert all(torch.equal(arrived.teachers[0][name], TEACHER[name]) for name in TEACHER)
