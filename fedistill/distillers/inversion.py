@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from typing import Any, Literal
 
 import torch
@@ -19,7 +20,6 @@ from fedistill.crops import ViewOptions
 from fedistill.distillers.base import Batch, Distilled, Distiller, Progress, Task, real_images
 from fedistill.images import DataSpec
 from fedistill.rules import Rule, above_zero, at_least, check, part
-from fedistill.store import digest
 from fedistill.training import forward_batch, learning_rate_factor, set_learning_rate
 
 Order = Literal["across", "class"]
@@ -124,7 +124,7 @@ class Inversion(Distiller):
             if self.batches_stand_alone and not task.regularizers:
                 key: dict[str, Any] = {"batch": number, "labels": labels[index].tolist()}
                 if real is not None:  # which images these are depends on the counts of all classes
-                    key["start"] = digest({"images": real[index]})
+                    key["start"] = sha256(real[index].cpu().numpy()).hexdigest()
                 images[index] = run.recalled(key, make)
             else:
                 images[index] = make().images

@@ -93,7 +93,7 @@ DECIDES_IMAGES: dict[str, dict[str, Any]] = {
     },
     "counts": {"counts": (2, 1, 1)},
     "attempt": {"attempt": 1},
-    "made": {"made": (1, 0, 0)},
+    "made": {"made": ((1, 0, 0),)},
 }
 DECIDES_NOTHING: dict[str, dict[str, Any]] = {
     "name": {"config": small(name="another")},
