@@ -124,7 +124,7 @@ class Inversion(Distiller):
             if self.batches_stand_alone and not task.regularizers:
                 key: dict[str, Any] = {"batch": number, "labels": labels[index].tolist()}
                 if real is not None:  # which images these are depends on the counts of all classes
-                    key["start"] = sha256(real[index].cpu().numpy()).hexdigest()
+                    key["start"] = sha256(real[index].cpu().numpy().data).hexdigest()
                 images[index] = run.recalled(key, make)
             else:
                 images[index] = make().images
