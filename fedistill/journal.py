@@ -31,8 +31,9 @@ Event = dict[str, Any]
 # The `@` may be in the password as well: the last one before the next slash counts. In the address
 # of a database the password may hold slashes and quotes, but then no `@` (SQLAlchemy's make_url).
 _USER_INFO = re.compile(
-    r"([A-Za-z][\w+.-]*://)[^/\s\"]*@"
-    r"|((?:mssql|mysql|postgresql)(?:\+\w+)?://)[^:/\s]*:[^@\s]*@"
+    r"((?:mssql|mysql|postgres(?:ql)?)(?:\+\w+)?://)[^:/\s]*:[^@\s]*@(?:[^/\s\"]*@)?"
+    r"|([A-Za-z][\w+.-]*://)[^/\s\"]*@",
+    re.I,
 )
 _SQLITE = re.compile(r"(sqlite(?:\+\w+)?:///)([^?]+)(.*)", re.S)  # with a driver, with options
 _SECRET_OPTION = re.compile(

@@ -102,6 +102,8 @@ def check(grid: Grid, output: Path) -> None:
         before = by_folder.get(it.folder)
         if before is not None and config_file.sha256(before) != config_file.sha256(it.config):
             raise _other(output, it.folder, changed(before, it.config))
+        if it.folder in by_folder:  # it is the one that is there
+            continue
         for run, config in held:
             _check_comparable(it, run, config, output)
     _check_places(grid, held, output)

@@ -116,11 +116,17 @@ class LIC(Distiller):
 
 
 def _choose(options: LIC, task: Task, label: int, count: int) -> Tensor:
-    """Return indices into the shard of the images that the teachers are surest about."""
-    wanted = count * options.real_images_per_image
+    """Return indices into the shard of images of a class that no earlier request has used."""
     mine = (task.shard.labels == label).nonzero()[:, 0]
     for earlier in task.earlier():
-        mine = mine[~torch.isin(mine, _choose(options, earlier, label, earlier.counts[label]))]
+        used = _surest(options, earlier, label, earlier.counts[label], mine)
+        mine = mine[~torch.isin(mine, used)]
+    return _surest(options, task, label, count, mine)
+
+
+def _surest(options: LIC, task: Task, label: int, count: int, mine: Tensor) -> Tensor:
+    """Return those of some images of a class that the teachers are surest about."""
+    wanted = count * options.real_images_per_image
     assert wanted <= len(mine), f"asked for {wanted} images of class {label}, has {len(mine)}"
     if not count:
         return mine[:0]

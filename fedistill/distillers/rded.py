@@ -108,18 +108,23 @@ class RDED(Distiller):
 
 
 def _best(options: RDED, task: Task, label: int) -> tuple[Tensor, Views, float]:
-    """Find the crops of a class that are kept.
+    """Find the crops of a class that are kept, of images that no earlier request has used.
 
     Returns:
         Their images (indices into the shard) and boxes, composite by composite, and their mean
         loss.
     """
-    count = task.counts[label]
-    wanted = count * options.real_images_per_image
     mine = (task.shard.labels == label).nonzero()[:, 0]
     for earlier in task.earlier():
         if earlier.counts[label]:
-            mine = mine[~torch.isin(mine, _best(options, earlier, label)[0])]
+            mine = mine[~torch.isin(mine, _best_of(options, earlier, label, mine)[0])]
+    return _best_of(options, task, label, mine)
+
+
+def _best_of(options: RDED, task: Task, label: int, mine: Tensor) -> tuple[Tensor, Views, float]:
+    """Do the same among some images of the class."""
+    count = task.counts[label]
+    wanted = count * options.real_images_per_image
     assert wanted <= len(mine), f"asked for {wanted} crops of class {label}, has {len(mine)} images"
     order = torch.randperm(len(mine), generator=task.stream("pool", label))
     pool = mine[order[: max(options.pool, wanted)]]

@@ -131,6 +131,16 @@ def test_a_varied_sweep_goes_on_and_grows(
     assert len({it.method for it in more.federations}) == len(more.federations)
 
 
+def test_a_varied_key_that_others_follow_from_goes_on(
+    tmp_path: Path, make: Callable[..., grid.Grid]
+):
+    """The students' protocol says how many epochs they have, in what batches, and more."""
+    axes = SweepConfig(clients=(2,), ipc=(1,), vary={"student.protocol": ("default", "rded")})
+    first = make(axes)
+    sweep_folder.claim(first, tmp_path, [it.as_dict() for it in first.federations], [])
+    sweep_folder.check(sweep_folder.with_known_names(make(axes), tmp_path), tmp_path)
+
+
 def test_what_is_varied_later_has_lines_of_its_own(tmp_path: Path, make: Callable[..., grid.Grid]):
     first = make(SweepConfig(clients=(2,), ipc=(1,)))
     sweep_folder.claim(first, tmp_path, [it.as_dict() for it in first.federations], [])

@@ -46,6 +46,8 @@ def test_secrets_are_never_written(tmp_path: Path) -> None:
         ('postgresql://ann:p"w@db/mlflow', "postgresql://db/mlflow"),
         ("postgresql://ann:1234@db/mlflow", "postgresql://db/mlflow"),
         ("mysql+pymysql://ann:12/x@db/mlflow", "mysql+pymysql://db/mlflow"),
+        ("Postgresql://ann@corp:pa/ss@db/mlflow", "Postgresql://db/mlflow"),
+        ("postgresql://ann:p@ss@db/mlflow", "postgresql://db/mlflow"),
         ("sqlite:////home/ann/mlflow.db", "sqlite:////home/ann/mlflow.db"),
     ],
 )
