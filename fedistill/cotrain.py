@@ -240,11 +240,14 @@ def _as_seen(images: ImageSet, tiles: int | None, spec: DataSpec) -> ImageSet:
     """
     if tiles in (None, 1):
         return images
-    enlarged = [
-        spec.to_uint8(mosaic.expand(spec.normalise(part), tiles))
-        for part in images.images.split(_AT_ONCE)
-    ]
-    return ImageSet(torch.cat(enlarged), images.labels.repeat_interleave(tiles**2))
+
+    def enlarged(part: Tensor) -> Tensor:
+        if spec.zca is not None:
+            return spec.to_uint8(mosaic.expand(spec.normalise(part), tiles))
+        return mosaic.expand(part.float(), tiles).round().to(torch.uint8)
+
+    parts = [enlarged(part) for part in images.images.split(_AT_ONCE)]
+    return ImageSet(torch.cat(parts), images.labels.repeat_interleave(tiles**2))
 
 
 def _images(options: MIB, ipc: int, synthetic: SyntheticSet, reference: Reference) -> Images:

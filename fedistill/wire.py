@@ -120,14 +120,21 @@ def decode_distill_request(content: RecordDict) -> DistillRequest:
     config, spec, partition_id = records.read_request(content)
     record = records.config_record(content, "request")
     counts, made = records.integers(record, "counts"), records.integers(record, "made")
-    entries = max(1, len(counts))
+    attempt, entries = records.integer(record, "attempt"), len(counts)
+    if len(made) not in (0, attempt * entries) or min(made, default=0) < 0:
+        raise WireError(
+            f"'made' holds {len(made)} numbers from {min(made, default=0)} on; expected none, or "
+            f"{entries} of 0 or more for each of {attempt} earlier attempts"
+        )
     return DistillRequest(
         config=config,
         spec=spec,
         partition_id=partition_id,
         counts=counts,
-        attempt=records.integer(record, "attempt"),
-        made=tuple(tuple(made[start : start + entries]) for start in range(0, len(made), entries)),
+        attempt=attempt,
+        made=tuple(
+            tuple(made[start : start + entries]) for start in range(0, len(made), max(1, entries))
+        ),
         teachers=_decode_teachers(content, config, spec, partition_id),
     )
 

@@ -61,6 +61,18 @@ def test_a_request_arrives_whole():
     assert all(torch.equal(arrived.teachers[0][name], TEACHER[name]) for name in TEACHER)
 
 
+@pytest.mark.parametrize(
+    ("attempt", "made"),
+    [(0, ((1, 0, 0),)), (1, ((1, 0, 0), (0, 0, 1))), (1, ((-1, 0, 0),)), (2, ((1, 0), (1, 0)))],
+)
+def test_what_was_made_has_a_row_for_each_earlier_attempt(
+    attempt: int, made: tuple[tuple[int, ...], ...]
+):
+    request = sent(wire.encode_distill_request(replace(ASKED, attempt=attempt, made=made)))
+    with pytest.raises(WireError, match=r"'made' holds .* numbers"):
+        wire.decode_distill_request(request)
+
+
 def test_a_describe_request_and_its_answer_arrive_whole():
     request = sent(wire.encode_describe_request(CONFIG, SPEC, 4))
     assert wire.decode_describe_request(request) == DescribeRequest(CONFIG, SPEC, 4)
