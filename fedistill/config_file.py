@@ -20,6 +20,7 @@ from fedistill.config import (
 )
 from fedistill.config_check import parse, validate
 from fedistill.errors import ConfigError
+from fedistill.journal import flatten
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -160,6 +161,12 @@ def shareable(config: Config) -> dict[str, Any]:
         if name.is_absolute():
             tree[section][key] = name.name
     return tree
+
+
+def changed(before: Config, after: Config) -> list[str]:
+    """List the keys in which two configs differ."""
+    old, new = (flatten(to_dict(config)) for config in (before, after))
+    return sorted(key for key in old | new if old.get(key) != new.get(key))
 
 
 def sha256(config: Config) -> str:

@@ -43,7 +43,8 @@ class Federation:
         config: of the run.
         folder: its output folder, below that of the sweep; says which run it is.
         method: its distiller and what is varied: "mibdc", or "mibdc (weight 0)".
-        varied: the keys whose values the method names.
+        varied: the keys whose values the method names, and those that follow from them, such as
+            the epochs of a students' protocol.
     """
 
     config: Config
@@ -134,6 +135,7 @@ def load(path: Path, overrides: Sequence[str] = (), axes: SweepConfig | None = N
             )
         )
     _check_different(federations)
+    federations = _with_what_follows(federations)
     resolved = {
         **values,
         "alpha": list(dict.fromkeys(item.alpha for item in federations)),
@@ -204,6 +206,19 @@ def _told(choice: Mapping[str, Any]) -> str:
         f"{key.removeprefix('distill.')} {value if isinstance(value, str) else _written(value)}"
         for key, value in choice.items()
     )
+
+
+def _with_what_follows(federations: Sequence[Federation]) -> list[Federation]:
+    """Add to what is varied the keys that differ because of it."""
+    first: dict[tuple[Any, ...], Federation] = {}
+    follows: set[str] = set()
+    for it in federations:
+        config = it.config
+        place = (config.seed, config.distill.name, it.alpha, config.partition.clients)
+        other = first.setdefault(place, it)
+        if other is not it:
+            follows |= {*config_file.changed(other.config, config)}
+    return [replace(it, varied=(*it.varied, *sorted(follows - {*it.varied}))) for it in federations]
 
 
 def _check_different(federations: Sequence[Federation]) -> None:

@@ -18,7 +18,7 @@ from fedistill import comparison, config_file, locking, planning, results
 from fedistill.config import Config, PartitionConfig
 from fedistill.errors import OutputError
 from fedistill.grid import Federation, Grid
-from fedistill.journal import JOURNAL, flatten
+from fedistill.journal import JOURNAL
 
 STORE = "store"  # the artefact store, where no other is named
 
@@ -63,12 +63,23 @@ def with_known_names(grid: Grid, output: Path) -> Grid:
         if run is not None:
             it = replace(it, folder=run["folder"])
         else:
-            run = next((run for run, config in held if _of_one_line(it, run, config)), None)
+            run = _line(it, held)
         if run is not None:
             it = replace(it, method=run["distiller"], varied=tuple(run.get("varied", ())))
         found.append(it)
     methods = list(dict.fromkeys(it.method for it in found))
     return replace(grid, federations=found, axes={**grid.axes, "distiller": methods})
+
+
+def _line(it: Federation, held: Sequence[tuple[Tree, Config]]) -> Tree | None:
+    """Return a run of the line that a federation belongs to: one that it fits in all its points."""
+    lines: dict[Any, list[tuple[Tree, Config]]] = {}
+    for run, config in held:
+        lines.setdefault((run["distiller"], run["alpha"]), []).append((run, config))
+    for line in lines.values():
+        if all(_of_one_line(it, run, config) for run, config in line):
+            return line[0][0]
+    return None
 
 
 def _of_one_line(it: Federation, run: Tree, config: Config) -> bool:
@@ -78,7 +89,8 @@ def _of_one_line(it: Federation, run: Tree, config: Config) -> bool:
     """
     varied = {*it.varied, *run.get("varied", [])}
     return it.alpha == run["alpha"] and all(
-        _within(key, _ALONG_A_LINE) and key not in varied for key in changed(config, it.config)
+        _within(key, _ALONG_A_LINE) and key not in varied
+        for key in config_file.changed(config, it.config)
     )
 
 
@@ -101,7 +113,7 @@ def check(grid: Grid, output: Path) -> None:
     for it in grid.federations:
         before = by_folder.get(it.folder)
         if before is not None and config_file.sha256(before) != config_file.sha256(it.config):
-            raise _other(output, it.folder, changed(before, it.config))
+            raise _other(output, it.folder, config_file.changed(before, it.config))
         if it.folder in by_folder:  # it is the one that is there
             continue
         for run, config in held:
@@ -111,7 +123,7 @@ def check(grid: Grid, output: Path) -> None:
 
 def _check_comparable(it: Federation, run: Tree, config: Config, output: Path) -> None:
     varied = {*it.varied, *run.get("varied", [])}
-    differs = [key for key in changed(config, it.config) if key not in varied]
+    differs = [key for key in config_file.changed(config, it.config) if key not in varied]
     if (run["distiller"], run["alpha"]) == (it.method, it.alpha):
         found = [key for key in differs if not _within(key, _ALONG_A_LINE)]
         if planning.trains_sizes_together(it.config):
@@ -129,7 +141,7 @@ def _check_places(grid: Grid, held: Sequence[tuple[Tree, Config]], output: Path)
     for it in grid.federations:
         folder, config = known.setdefault(_place(it.as_dict()), (it.folder, it.config))
         if folder != it.folder:
-            raise _twice(output, folder, changed(config, it.config))
+            raise _twice(output, folder, config_file.changed(config, it.config))
 
 
 def _place(run: Tree) -> tuple[Any, ...]:
@@ -156,16 +168,10 @@ def _other(output: Path, folder: str, differs: Sequence[str]) -> OutputError:
 
 def _twice(output: Path, folder: str, differs: Sequence[str]) -> OutputError:
     return OutputError(
-        f"{output} holds this federation already, in {folder}, with another "
-        f"{', '.join(differs[:5])}: a table has one place for both, and would count them as two "
-        "seeds; nothing was changed: take the options of that sweep, or choose another --output"
+        f"{output} has one place for this federation, which is that of {folder}, with another "
+        f"{', '.join(differs[:5])}: a table would count both as two seeds of one; nothing was "
+        "changed: take the options of that sweep, or choose another --output"
     )
-
-
-def changed(before: Config, after: Config) -> list[str]:
-    """List the keys in which two configs differ."""
-    old, new = (flatten(config_file.to_dict(config)) for config in (before, after))
-    return sorted(key for key in old | new if old.get(key) != new.get(key))
 
 
 def claim(grid: Grid, output: Path, own: Sequence[Tree], done: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """A sweep's folder: what may join it, what is left in it, what may not be one."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def test_a_federation_has_one_place_whatever_axes_a_later_command_names(
     sweep_folder.claim(first, tmp_path, [it.as_dict() for it in first.federations], [])
     more = make(SweepConfig(clients=(2,), ipc=(1,), alpha=("iid", 0.3)), **sections)
     key = next(iter(sections))
-    with pytest.raises(OutputError, match=rf"runs/clients-02_seed-0, with another {key}"):
+    with pytest.raises(OutputError, match=rf"that of runs/clients-02_seed-0, with another {key}"):
         sweep_folder.check(sweep_folder.with_known_names(more, tmp_path), tmp_path)
 
 
@@ -131,14 +132,57 @@ def test_a_varied_sweep_goes_on_and_grows(
     assert len({it.method for it in more.federations}) == len(more.federations)
 
 
-def test_a_varied_key_that_others_follow_from_goes_on(
+def grown(output: Path, federations: grid.Grid) -> list[str]:
+    """Claim a folder for a command, or for one more; return the names of its methods."""
+    output.mkdir(exist_ok=True)
+    found = sweep_folder.with_known_names(federations, output)
+    sweep_folder.check(found, output)
+    sweep_folder.claim(found, output, [it.as_dict() for it in found.federations], [])
+    return [it.method for it in found.federations]
+
+
+def test_a_varied_key_that_others_follow_from_goes_on_and_grows(
     tmp_path: Path, make: Callable[..., grid.Grid]
 ):
-    """The students' protocol says how many epochs they have, in what batches, and more."""
-    axes = SweepConfig(clients=(2,), ipc=(1,), vary={"student.protocol": ("default", "rded")})
-    first = make(axes)
-    sweep_folder.claim(first, tmp_path, [it.as_dict() for it in first.federations], [])
-    sweep_folder.check(sweep_folder.with_known_names(make(axes), tmp_path), tmp_path)
+    """The students' protocol says how they are shown images, and more."""
+
+    def protocols(*clients: int) -> grid.Grid:
+        vary = {"student.protocol": ("default", "rded")}
+        return make(SweepConfig(clients=clients, ipc=(1,), vary=vary), relabel={"views": 2})
+
+    assert "relabel.scale" in protocols(2).federations[0].varied
+    names = ["sre2l (student.protocol default)", "sre2l (student.protocol rded)"]
+    assert grown(tmp_path / "sweep", protocols(2)) == names
+    assert grown(tmp_path / "sweep", protocols(2)) == names
+    assert grown(tmp_path / "sweep", protocols(3)) == names
+
+
+def test_a_value_is_varied_apart_from_a_line_that_has_several(
+    tmp_path: Path, make: Callable[..., grid.Grid]
+):
+    def waiting(clients: int, seconds: float) -> grid.Grid:
+        axes = SweepConfig(clients=(clients,), ipc=(1,))
+        return make(axes, federation={"deadline_s": seconds})
+
+    assert (
+        grown(tmp_path / "sweep", waiting(2, 60.0))
+        == grown(tmp_path / "sweep", waiting(3, 600.0))
+        == ["sre2l"]
+    )
+    axes = SweepConfig(clients=(2, 4), ipc=(1,), vary={"federation.deadline_s": (60.0, 600.0)})
+    names = grown(tmp_path / "sweep", make(axes))
+    assert names[0] == "sre2l"  # it is there
+    assert names[1:] == [f"sre2l (federation.deadline_s {n})" for n in ("60.0", "600.0", "600.0")]
+
+
+def test_two_federations_of_one_command_have_no_place_in_common(
+    tmp_path: Path, make: Callable[..., grid.Grid]
+):
+    first = make(SweepConfig(clients=(2,), ipc=(1,), vary={"relabel.views": (2, 3)}))
+    sweep_folder.claim(first, tmp_path, [], [])
+    alike = replace(first, federations=[replace(it, method="sre2l") for it in first.federations])
+    with pytest.raises(OutputError, match=r"with another relabel\.views"):
+        sweep_folder.check(alike, tmp_path)
 
 
 def test_what_is_varied_later_has_lines_of_its_own(tmp_path: Path, make: Callable[..., grid.Grid]):
