@@ -100,6 +100,7 @@ FLOORS = [
     ],
     [
         "fedistill.matching_options",
+        "fedistill.report.cautions",
         "fedistill.report.costs",
         "fedistill.report.curves",
         "fedistill.report.one_shot",
@@ -110,6 +111,7 @@ FLOORS = [
         "fedistill.reference",
         "fedistill.report.run",
         "fedistill.report.sweep_costs",
+        "fedistill.report.sweep_pictures",
     ],
     [
         "fedistill.condenser",
@@ -118,15 +120,15 @@ FLOORS = [
         "fedistill.losses.total_variation",
         "fedistill.planning",
         "fedistill.ranking",
-        "fedistill.report.sweep_pictures",
+        "fedistill.report.sweep",
     ],
     [
         "fedistill.distillers.condensation",
         "fedistill.distillers.gvbsm",
         "fedistill.guidance",
-        "fedistill.report.sweep",
+        "fedistill.report",
     ],
-    ["fedistill.distillers.sre2l", "fedistill.report"],
+    ["fedistill.distillers.sre2l"],
     [
         "fedistill.baselines",
         "fedistill.worker",

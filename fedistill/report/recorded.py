@@ -67,6 +67,17 @@ class Run:
         name = str(self.config["data"]["name"])
         return Path(name).name if Path(name).is_absolute() else name
 
+    @property
+    def split(self) -> str:
+        """How the data were dealt: "dirichlet, alpha 0.1"."""
+        if "devices" in self.result:
+            return "what each device has"
+        partition = self.config["partition"]
+        keys = ("alpha", "classes_per_client", "shards_per_client")
+        options = {key.replace("_", " "): partition.get(key) for key in keys}
+        told = [f"{key} {value}" for key, value in options.items() if value is not None]
+        return ", ".join([partition["name"], *told])
+
     @cached_property
     def events(self) -> list[Event]:
         """The journal."""

@@ -5,7 +5,7 @@ Every number comes from the run's own files; what an older run did not write is 
 
 import os
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,6 +14,7 @@ from fedistill import __version__, charts, comparison, results
 from fedistill.comparison import Point
 from fedistill.config_students import ENSEMBLES
 from fedistill.journal import JOURNAL
+from fedistill.report.cautions import alone, warnings
 from fedistill.report.costs import clients, costs
 from fedistill.report.curves import losses
 from fedistill.report.one_shot import beside_one_shot
@@ -34,7 +35,7 @@ from fedistill.report.page import (
 )
 from fedistill.report.paper import beside_paper
 from fedistill.report.recorded import Run, point
-from fedistill.rows import listed, short, tested_on
+from fedistill.rows import short, tested_on
 
 _REDRAWN = ("scores_", "squeeze_loss", "recover_loss")  # figures that the page draws itself
 
@@ -90,67 +91,6 @@ def _headline(run: Run) -> Headline:
                 beside += f"; {gain:+.2f} points against random real images"
             cards.append((f"IPC {ipc}, {model}", score(*point(scores)), beside))
     return Headline(cards)
-
-
-def warnings(run: Run) -> list[str]:
-    """List what a reader must know before believing the numbers of a run."""
-    result, found = run.result, []
-    if result.get("evaluated_on") == "validation":
-        found.append(
-            "Tested on training images that were held out, not on the test split: these numbers "
-            "are for tuning."
-        )
-    if result.get("uses_real_images"):
-        found.append("The method uses real images: pictures of the clients' data left them.")
-    absent = result["absent_clients"]
-    if absent:
-        numbers = ", ".join(map(str, absent))
-        found.append(f"Absent clients: {numbers}. The others made their images.")
-        why = result.get("absent_because", {})
-        found += [f"Client {number}: {why[number]}" for number in why]
-    unheard = result.get("absent_labellers")
-    if unheard:
-        numbers = ", ".join(map(str, unheard))
-        found.append(f"Clients that took part and whose answers are in no label: {numbers}.")
-    found += _rivals(run)
-    if run.tags.get("git_dirty") == "true":
-        found.append("The code held changes that were not committed.")
-    return found
-
-
-def _rivals(run: Run) -> list[str]:
-    """Tell of rows that are not what their name says, or that are not there."""
-    wanted = listed(run.config["baselines"], run.config.get("fedavg", {}).get("rounds", 1))
-    absent: dict[str, Mapping[str, Any]] = {}
-    missing: dict[str, list[str]] = {}
-    for ipc, found in run.result["sets"].items():
-        for name, row in found["baselines"].items():
-            if "absent_clients" in row:
-                absent[name] = row["absent_clients"]
-        for name in wanted:
-            if name not in found["baselines"]:
-                missing.setdefault(name, []).append(ipc)
-    told = []
-    for name, rounds in absent.items():
-        who = ", ".join(
-            map(str, sorted({client for missed in rounds.values() for client in missed}))
-        )
-        times = f"{len(rounds)} round{'s' * (len(rounds) != 1)}"
-        told.append(f"{short(name)}: clients were absent ({who}), in {times}.")
-    return told + [
-        f"Left out for IPC {', '.join(sizes)}: the row '{short(name)}'; the log says why."
-        for name, sizes in missing.items()
-    ]
-
-
-def alone(students: Iterable[int]) -> list[str]:
-    """Warn of an accuracy without a spread.
-
-    Args:
-        students: how many there are behind each accuracy that is shown.
-    """
-    warning = "One student alone: nothing is known about the spread of the accuracy."
-    return [warning] * (min(students, default=2) < 2)
 
 
 def _beside_numbers(run: Run) -> list[str]:
@@ -219,7 +159,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     return [
         ("data", run.data_name),
         ("clients", str(result["clients"])),
-        ("split", split_of(run)),
+        ("split", run.split),
         ("method", f"{distill['name']}, labels: {config['relabel']['name']}"),
         ("IPC", ", ".join(map(str, distill["ipc"]))),
         ("teachers", ", ".join(_network(model) for model in models)),
@@ -236,19 +176,6 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("config SHA-256", result["config_sha256"]),
         ("MLflow run", result.get("mlflow", {}).get("run_id") or "not delivered"),
     ]
-
-
-def split_of(run: Run) -> str:
-    """Say how the data were dealt: "dirichlet, alpha 0.1"."""
-    if "devices" in run.result:
-        return "what each device has"
-    partition = run.config["partition"]
-    options = {
-        key.replace("_", " "): partition.get(key)
-        for key in ("alpha", "classes_per_client", "shards_per_client")
-    }
-    told = [f"{key} {value}" for key, value in options.items() if value is not None]
-    return ", ".join([partition["name"], *told])
 
 
 def _network(model: Mapping[str, Any] | str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from fedistill import __version__, charts, comparison, comparison_files, findings, results
 from fedistill.comparison import Facet, Line, Point, Row
 from fedistill.journal import without_secrets
+from fedistill.report.cautions import alone, warnings
 from fedistill.report.curves import matching
 from fedistill.report.one_shot import beside_one_shot
 from fedistill.report.page import (
@@ -34,7 +35,7 @@ from fedistill.report.page import (
 )
 from fedistill.report.paper import beside_paper
 from fedistill.report.recorded import Run
-from fedistill.report.run import again, alone, facts, link, warnings
+from fedistill.report.run import again, facts, link
 from fedistill.report.sweep_costs import baselines, costs
 from fedistill.report.sweep_pictures import features, partitions, sheets
 

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from fedistill.comparison import Row
 from fedistill.report.page import Image
 from fedistill.report.recorded import Run
-from fedistill.report.run import split_of
 
 
 def sheets(rows: Sequence[Row]) -> list[Image | None]:
@@ -36,7 +35,7 @@ def partitions(rows: Iterable[Row]) -> list[Image | None]:
     """Show who holds what for each way to split, in the federation with the most clients."""
     shown = {}
     for row in _largest_last(rows):
-        shown[row.line.alpha or 0.0, split_of(Run.read(row.folder))] = row
+        shown[row.line.alpha or 0.0, Run.read(row.folder).split] = row
     return [
         Image.read(
             row.folder / "figures" / "partition.png",
