@@ -250,9 +250,8 @@ class FedDistill(Strategy):
 
     def _made_by(self, client: int, entries: int) -> tuple[tuple[int, ...], ...]:
         """Return what a client got in each round so far: all of it, or it would have failed."""
-        if client not in self.shares:
-            return ()
-        return tuple(tuple(plan.get(client, (0,) * entries)) for plan in self._asked)
+        rounds = self._asked if client in self.shares else []
+        return tuple(tuple(plan.get(client, (0,) * entries)) for plan in rounds)
 
     def _keep_teachers(self, share: Share) -> None:
         """Rebuild a client's teachers, unless they have stayed at home.

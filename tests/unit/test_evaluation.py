@@ -34,7 +34,6 @@ from fedistill.images import ImageSet
 from fedistill.relabel import view_options
 from fedistill.scoring import Scores
 from fedistill.sets import SyntheticSet
-from fedistill.student import Score
 from fedistill.teacher import Committee
 from fedistill.training import accuracy, load_weights, top1
 
@@ -330,29 +329,3 @@ def test_several_teachers_of_a_client_all_enter_the_average(
     monkeypatch.setitem(TEACHERS, 1, Committee([TEACHERS[0], TEACHERS[0]]))
     found = scored(config("weight_average"))[2].baselines["weight_average"]
     assert found.top1 == [accuracy(tiny_teacher(0), TEST, SPEC, torch.float32)]
-
-
-def test_rows_had_elsewhere_stand_where_the_config_names_them():
-    settings = config("hard_label", "fedavg", "ensemble")
-    synthetic = refined(tiny_set(2), settings.relabel)
-    judge = evaluator(settings)
-    given = {"fedavg_1": Score([10.0], []), "fedavg_5": Score([50.0], [])}
-    answers = judge.answers(TEACHERS)
-    found = scoring.score_all(
-        judge, {2: synthetic}, TRAIN, SHARDS, HELD, TEACHERS, answers, refined, beside=given
-    )
-    rows = dict(found)[2].baselines
-    assert list(rows) == ["hard_label", "fedavg_1", "fedavg_5", "ensemble"]
-    assert rows["fedavg_5"] is given["fedavg_5"]
-
-
-def test_traffic_and_notes_stand_beside_the_scores():
-    score = Score([50.0], [])
-    scores = Scores({"convnet": score}, {"random": score, "ensemble": score})
-    assert scores.as_dict()["baselines"]["random"] == score.as_dict()
-    assert "traffic" not in scores.as_dict()
-    sent = {"up": 2, "down": 1}
-    noted = replace(scores, traffic=sent, notes={"random": {"bytes": sent}}).as_dict()
-    assert noted["traffic"] == sent
-    assert noted["baselines"]["random"] == {**score.as_dict(), "bytes": sent}
-    assert noted["baselines"]["ensemble"] == score.as_dict()

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from torch import nn
 from fedistill import evaluation, scoring
 from fedistill import student as students
 from fedistill.config import RelabelConfig
+from fedistill.scoring import Scores
 from fedistill.sets import SyntheticSet
+from fedistill.student import Score
 
 
 @pytest.fixture(autouse=True)
@@ -82,3 +85,29 @@ def test_sets_beside_are_made_when_students_need_them(monkeypatch: pytest.Monkey
     # Of each size: the set itself in plain views, chosen images, random ones in both views.
     assert sorted(labelled) == sorted(3 * ipc for ipc in sizes for _ in range(4))
     assert 0 < early < len(labelled)
+
+
+def test_rows_had_elsewhere_stand_where_the_config_names_them():
+    settings = config("hard_label", "fedavg", "ensemble")
+    synthetic = refined(tiny_set(2), settings.relabel)
+    judge = evaluator(settings)
+    given = {"fedavg_1": Score([10.0], []), "fedavg_5": Score([50.0], [])}
+    answers = judge.answers(TEACHERS)
+    found = scoring.score_all(
+        judge, {2: synthetic}, TRAIN, SHARDS, HELD, TEACHERS, answers, refined, beside=given
+    )
+    rows = dict(found)[2].baselines
+    assert list(rows) == ["hard_label", "fedavg_1", "fedavg_5", "ensemble"]
+    assert rows["fedavg_5"] is given["fedavg_5"]
+
+
+def test_traffic_and_notes_stand_beside_the_scores():
+    score = Score([50.0], [])
+    scores = Scores({"convnet": score}, {"random": score, "ensemble": score})
+    assert scores.as_dict()["baselines"]["random"] == score.as_dict()
+    assert "traffic" not in scores.as_dict()
+    sent = {"up": 2, "down": 1}
+    noted = replace(scores, traffic=sent, notes={"random": {"bytes": sent}}).as_dict()
+    assert noted["traffic"] == sent
+    assert noted["baselines"]["random"] == {**score.as_dict(), "bytes": sent}
+    assert noted["baselines"]["ensemble"] == score.as_dict()
