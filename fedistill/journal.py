@@ -239,7 +239,8 @@ def default_uri(folder: Path) -> str:
 
 def absolute_uri(uri: str) -> str:
     """Make the path of a sqlite store absolute; other stores stay as they are."""
-    return _SQLITE.sub(lambda it: f"{it[1]}{os.path.abspath(it[2])}{it[3]}", uri)
+    found = _SQLITE.fullmatch(uri)
+    return f"{found[1]}{os.path.abspath(found[2])}{found[3]}" if found else uri
 
 
 def sqlite_path(uri: str) -> Path | None:

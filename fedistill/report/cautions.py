@@ -35,7 +35,8 @@ def warnings(run: Run) -> list[str]:
 
 def _rivals(run: Run) -> list[str]:
     """Tell of rows that are not what their name says, or that are not there."""
-    wanted = listed(run.config["baselines"], run.config.get("fedavg", {}).get("rounds", 1))
+    config = run.config  # an older one may lack some keys
+    wanted = listed(config.get("baselines", []), config.get("fedavg", {}).get("rounds", 1))
     absent: dict[str, Mapping[str, Any]] = {}
     missing: dict[str, list[str]] = {}
     for ipc, found in run.result["sets"].items():
