@@ -88,7 +88,7 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[Cell]]]:
     columns += [
         f"{name}_{what}"
         for name in names
-        for what in ("mean", "std", *(f"bytes_{w}" for w in _WAYS))
+        for what in ("mean", "std", "n", *(f"bytes_{w}" for w in _WAYS))
     ]
     curves = {name: comparison.curves(rows, name) for name in (None, *names)}
     teachers = comparison.teachers(rows)
@@ -104,6 +104,7 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[Cell]]]:
                 beside = curves[name].get(line, {}).get(clients)
                 known.append(_rounded(beside.mean if beside else None))
                 known.append(_rounded(beside.std if beside else None))
+                known.append(beside.n if beside else None)
                 known += [_mean(_bytes_beside(row, name, way) for row in cell) for way in _WAYS]
             data.append(known)
     return columns, data

@@ -169,11 +169,27 @@ def changed(before: Config, after: Config) -> list[str]:
     return sorted(key for key in old | new if old.get(key) != new.get(key))
 
 
+def value(config: Config, key: str) -> Any:
+    """Return what a dotted key holds: a plain value, or the tree of a section."""
+    found: Any = to_dict(config)
+    for part in key.split("."):
+        found = found[part]
+    return found
+
+
 def sha256(config: Config) -> str:
     """Hash a config: the same experiment has the same hash wherever it is recorded."""
-    tree = shareable(config)
-    del tree["tracking"], tree["sweep"]
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+    return _hash(shareable(config))
+
+
+def identity(config: Config) -> str:
+    """Hash a config as `sha256` does, but for folders: two of one name hold other data each."""
+    return _hash(to_dict(config))
+
+
+def _hash(tree: Mapping[str, Any]) -> str:
+    own = {name: section for name, section in tree.items() if name not in ("tracking", "sweep")}
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 
 
 def _flat(section: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from itertools import product
 from pathlib import Path
@@ -43,19 +43,33 @@ class Federation:
         config: of the run.
         folder: its output folder, below that of the sweep; says which run it is.
         method: its distiller and what is varied: "mibdc", or "mibdc (weight 0)".
-        varied: the keys whose values the method names, and those that follow from them, such as
-            the epochs of a students' protocol.
+        path: of the YAML file that the config is from.
+        overrides: of that file, without those of what is varied.
+        varied: the keys whose values the method names.
     """
 
     config: Config
     folder: str
     method: str
+    path: Path = field(compare=False)
+    overrides: tuple[str, ...] = field(compare=False)
     varied: tuple[str, ...] = ()
 
     @property
     def alpha(self) -> float | None:
         """Of the partition, if it has one."""
         return self.config.partition.alpha
+
+    def with_choice(self, choice: Mapping[str, Any]) -> Config:
+        """Return the config that this command gives other values of what is varied.
+
+        Args:
+            choice: values by their keys; of a section its tree.
+
+        Raises:
+            ConfigError: the command and these values do not go together.
+        """
+        return config_file.load(self.path, [*self.overrides, *_overrides(choice)])
 
     def as_dict(self) -> dict[str, Any]:
         """Return what tells this federation from the others."""
@@ -122,20 +136,20 @@ def load(path: Path, overrides: Sequence[str] = (), axes: SweepConfig | None = N
             f"partition.clients={clients}",
             *_partition(base, alpha),
             *_distill(base, distiller, values["ipc"]),
-            *(f"{key}={_written(value)}" for key, value in choice.items()),
         ]
-        config = config_file.load(path, [*overrides, *own])
+        config = config_file.load(path, [*overrides, *own, *_overrides(choice)])
         varied = _told(choice)
         federations.append(
             Federation(
                 config=config,
                 folder=_folder(config, found, varied),
                 method=f"{distiller} ({varied})" if varied else distiller,
+                path=path,
+                overrides=(*overrides, *own),
                 varied=tuple(choice),
             )
         )
     _check_different(federations)
-    federations = _with_what_follows(federations)
     resolved = {
         **values,
         "alpha": list(dict.fromkeys(item.alpha for item in federations)),
@@ -208,24 +222,15 @@ def _told(choice: Mapping[str, Any]) -> str:
     )
 
 
-def _with_what_follows(federations: Sequence[Federation]) -> list[Federation]:
-    """Add to what is varied the keys that differ because of it."""
-    first: dict[tuple[Any, ...], Federation] = {}
-    follows: set[str] = set()
-    for it in federations:
-        config = it.config
-        place = (config.seed, config.distill.name, it.alpha, config.partition.clients)
-        other = first.setdefault(place, it)
-        if other is not it:
-            follows |= {*config_file.changed(other.config, config)}
-    return [replace(it, varied=(*it.varied, *sorted(follows - {*it.varied}))) for it in federations]
+def _overrides(choice: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={_written(value)}" for key, value in choice.items()]
 
 
 def _check_different(federations: Sequence[Federation]) -> None:
     """Refuse two federations that are the same experiment, or would share a folder."""
     known: dict[str, Federation] = {}
     for it in federations:
-        for mark in (config_file.sha256(it.config), it.folder.casefold()):
+        for mark in (config_file.identity(it.config), it.folder.casefold()):
             other = known.setdefault(mark, it)
             if other is not it:
                 raise ConfigError(

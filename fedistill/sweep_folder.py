@@ -5,6 +5,7 @@ belong into the same comparison; one that is there already keeps its folder, wha
 command names.
 """
 
+import contextlib
 import shutil
 import sys
 import time
@@ -16,7 +17,7 @@ from typing import Any
 
 from fedistill import comparison, config_file, locking, planning, results
 from fedistill.config import Config, PartitionConfig
-from fedistill.errors import OutputError
+from fedistill.errors import ConfigError, OutputError
 from fedistill.grid import Federation, Grid
 from fedistill.journal import JOURNAL
 
@@ -56,10 +57,10 @@ def with_known_names(grid: Grid, output: Path) -> Grid:
         output: the folder of the sweep.
     """
     held = _held(output)
-    same = {config_file.sha256(config): run for run, config in held}
+    same = {config_file.identity(config): run for run, config in held}
     found = []
     for it in grid.federations:
-        run = same.get(config_file.sha256(it.config))
+        run = same.get(config_file.identity(it.config))
         if run is not None:
             it = replace(it, folder=run["folder"])
         else:
@@ -112,7 +113,7 @@ def check(grid: Grid, output: Path) -> None:
     by_folder = {run["folder"]: config for run, config in held}
     for it in grid.federations:
         before = by_folder.get(it.folder)
-        if before is not None and config_file.sha256(before) != config_file.sha256(it.config):
+        if before is not None and config_file.identity(before) != config_file.identity(it.config):
             raise _other(output, it.folder, config_file.changed(before, it.config))
         if it.folder in by_folder:  # it is the one that is there
             continue
@@ -122,18 +123,48 @@ def check(grid: Grid, output: Path) -> None:
 
 
 def _check_comparable(it: Federation, run: Tree, config: Config, output: Path) -> None:
-    varied = {*it.varied, *run.get("varied", [])}
-    differs = [key for key in config_file.changed(config, it.config) if key not in varied]
     if (run["distiller"], run["alpha"]) == (it.method, it.alpha):
+        differs = config_file.changed(config, it.config)
         found = [key for key in differs if not _within(key, _ALONG_A_LINE)]
-        if planning.trains_sizes_together(it.config):
-            found += [key for key in differs if key == "distill.ipc"]
+        if not _sets_alike(config, it.config):
+            found.append("distill.ipc")
     else:
-        found = [key for key in differs if _within(key, _IN_EVERY_LINE)]
+        found = _apart(config, it.config)
+        if found and (named := _named(it, run, config)):
+            # What is varied differs, and what follows from it, such as the students' epochs from
+            # their protocol: with the values that are held nothing may.
+            with contextlib.suppress(ConfigError):  # they do not go together with this command
+                found = _apart(config, it.with_choice(named))
         if not _told_apart(config.partition, it.config.partition):
             found.append("partition.name")
     if found:
         raise _other(output, run["folder"], found)
+
+
+def _apart(one: Config, other: Config) -> list[str]:
+    """List the differences that not even two lines may have."""
+    return [key for key in config_file.changed(one, other) if _within(key, _IN_EVERY_LINE)]
+
+
+def _named(it: Federation, run: Tree, config: Config) -> dict[str, Any]:
+    """Return a choice for a new federation: a held run's, in what no two lines may differ."""
+    own = dict.fromkeys(it.varied, it.config)
+    held = {*it.varied, *run.get("varied", [])}
+    values = own | {key: config for key in sorted(held) if _within(key, _IN_EVERY_LINE)}
+    return {key: config_file.value(found, key) for key, found in values.items()}
+
+
+def _sets_alike(one: Config, other: Config) -> bool:
+    """Say whether the sets of an IPC in common are sets of one kind, whatever the other sizes.
+
+    Sets that are trained together guide each other, and small ones are cut out of the largest,
+    whose images are not those of a small set alone.
+    """
+    sizes, others = one.distill.ipc, other.distill.ipc
+    if sizes == others or planning.trains_sizes_together(one):
+        return sizes == others
+    own_images = planning.distiller_of(one).optimises_jointly
+    return own_images or not {*sizes} & {*others} or max(sizes) == max(others)
 
 
 def _check_places(grid: Grid, held: Sequence[tuple[Tree, Config]], output: Path) -> None:

@@ -154,7 +154,7 @@ def decode_description(content: RecordDict, spec: DataSpec) -> Description:
         machine=_machine(records.config_record(content, "machine")),
         name=_printable(device, "name", _NAME_LENGTH),
         model=_model(records.text(device, "model", _MODEL_LENGTH), spec),
-        unknown_classes=tuple(records.texts(device, "unknown-classes", _CLASSES, _CLASS_LENGTH)),
+        unknown_classes=_classes(device),
         pixels=_pixels(metrics, sum(histogram), spec),
         held_out=records.integer(metrics, "held-out", least=0, most=_MOST_IMAGES),
     )
@@ -182,6 +182,16 @@ def _printable(record: Mapping[str, Any], key: str, most: int) -> str:
     if not found.isprintable():
         raise WireError(f"'{key}' holds signs that cannot be printed; expected one line of text")
     return found
+
+
+def _classes(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """Read names of classes that will be shown, as other texts are."""
+    found = records.texts(record, "unknown-classes", _CLASSES, _CLASS_LENGTH)
+    if not all(name.isprintable() for name in found):
+        raise WireError(
+            "'unknown-classes' holds signs that cannot be printed; expected one line for each name"
+        )
+    return tuple(found)
 
 
 def _model(text: str, spec: DataSpec) -> str:

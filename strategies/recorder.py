@@ -116,9 +116,9 @@ class Recorder:
                 name,
                 "client",
                 {
+                    **strategy.descriptions[number].machine,  # no fact of a device replaces ours
                     "partition_id": number,
                     "from_store": ", ".join(share.from_store),
-                    **strategy.descriptions[number].machine,
                 },
             )
             self.journal.curve("teacher/train_loss", share.teacher_curve, run)

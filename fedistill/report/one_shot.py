@@ -1,6 +1,6 @@
 """Published one-shot methods beside ours: the same data, split and number of clients."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def beside_one_shot(rows: Sequence[Row]) -> list[Block]:
     Networks and training may differ: the caption says so. Tests on another split than theirs,
     parts of the data and federations without all of their clients are left out.
     """
-    fitting, names, models = [], set(), set()
+    fitting, names, students, clients = [], set(), set(), set()
     for row in rows:
         run = Run.read(row.folder)
         config = run.config
@@ -37,7 +37,8 @@ def beside_one_shot(rows: Sequence[Row]) -> list[Block]:
         ):
             fitting.append(row)
             names.add(name)
-            models.add(config["student"]["models"][0]["name"])
+            students.add(config["student"]["models"][0]["name"])
+            clients |= {model["name"] for model in (*run.own_networks, *run.teacher_networks)}
     if len(names) != 1:
         return []
     alphas = sorted({alpha for row in fitting if (alpha := row.line.alpha) is not None})
@@ -54,10 +55,18 @@ def beside_one_shot(rows: Sequence[Row]) -> list[Block]:
     ]
     caption = (
         f"Top-1 in percent, {one_shot.CLIENTS} clients. Published: {one_shot.PAPER}, ResNet-18, "
-        f"200 local epochs, splits of their own; ours: {', '.join(sorted(models))}."
+        f"200 local epochs, splits of their own; ours: {_networks(students, clients)}."
     )
     head = ["", "what is left", *(f"alpha {alpha:g}" for alpha in alphas)]
     return [Table(head, table, names=2, caption=caption)]
+
+
+def _networks(students: Collection[str], clients: Collection[str]) -> str:
+    """Name the networks of rows that are a set, and of those that are models of clients."""
+    of_students, of_clients = (", ".join(sorted(names)) for names in (students, clients))
+    if of_students == of_clients:
+        return of_students
+    return f"students {of_students}, clients {of_clients}"
 
 
 def _ours(rows: Sequence[Row], alphas: Iterable[float]) -> list[list[str]]:

@@ -68,6 +68,17 @@ class Run:
         return Path(name).name if Path(name).is_absolute() else name
 
     @property
+    def own_networks(self) -> list[Mapping[str, Any]]:
+        """The networks of the clients, which federated averaging trains too."""
+        model = self.config["model"]
+        return model if isinstance(model, list) else [model]
+
+    @property
+    def teacher_networks(self) -> list[Mapping[str, Any]]:
+        """The networks of the teachers: the clients' own, or the backbones of each."""
+        return self.config["teacher"].get("backbones") or self.own_networks
+
+    @property
     def split(self) -> str:
         """How the data were dealt: "dirichlet, alpha 0.1"."""
         if "devices" in self.result:

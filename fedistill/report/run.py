@@ -119,8 +119,10 @@ def _scores(run: Run) -> list[Block]:
         first = next(iter(found["students"]))
         for name, scores in found["baselines"].items():
             network = "teachers" if name in ENSEMBLES else first
-            if name == "weight_average" or name.startswith("fedavg_"):
-                network = _teachers(run.config)[0]["name"]
+            if name == "weight_average":
+                network = run.teacher_networks[0]["name"]
+            if name.startswith("fedavg_"):
+                network = run.own_networks[0]["name"]
             rows.append([ipc, short(name), *_numbers(scores), network])
             bars.append((short(name), point(scores), False))
         teachers = run.result["teachers"]["top1_mean"]
@@ -143,16 +145,10 @@ def _numbers(scores: Mapping[str, Any]) -> list[str]:
     return [score(*point(scores)), str(scores["n"])]
 
 
-def _teachers(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    model = config["model"]
-    return model if isinstance(model, list) else [model]
-
-
 def facts(run: Run) -> list[tuple[str, str]]:
     """Say what was run, on what, and with what."""
     config, result = run.config, run.result
     distill = config["distill"]
-    models = _teachers(config)
     hardware = result["hardware"]
     commit = run.tags.get("mlflow.source.git.commit")
     seeds = config["student"]["seeds"]
@@ -162,7 +158,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("split", run.split),
         ("method", f"{distill['name']}, labels: {config['relabel']['name']}"),
         ("IPC", ", ".join(map(str, distill["ipc"]))),
-        ("teachers", ", ".join(_network(model) for model in models)),
+        ("teachers", ", ".join(_network(model) for model in run.teacher_networks)),
         (
             "students",
             f"{', '.join(_network(model) for model in config['student']['models'])}; protocol "

@@ -21,29 +21,35 @@ Priced = tuple[float, Point, str]  # megabytes, accuracy, name
 
 
 def baselines(rows: Sequence[Row]) -> list[Block]:
-    """Return a line for each number of clients and IPC, and a column for each row beside it."""
+    """Return a line for each number of clients and IPC, and a column for each row beside it.
+
+    A row need not be in every federation; it is compared with the sets of those that have it.
+    """
     names = list(dict.fromkeys(name for row in rows for name in row.baselines))
     if not names:
         return []
     ours = comparison.curves(rows)
-    beside = {name: comparison.curves(rows, name) for name in names}
     facets = comparison.facets(ours)
     several = len(facets) > 1
     table: list[list[str]] = []
-    strong = set()
+    strong, partly = set(), False
     for line, curve in ours.items():
         for clients, point in curve.items():
-            found = {name: beside[name].get(line, {}).get(clients) for name in names}
             start = [facets[line.facet]] * several + [f"{line.ipc}", f"{clients}"]
-            texts = ["-" if it is None else score(*it) for it in found.values()]
-            strong |= {
-                (len(table), len(start) + 1 + column)
-                for column, (name, it) in enumerate(found.items())
-                if it is not None and it.mean >= point.mean and name == "random"
-            }
+            cell, texts = _cell(rows, line, clients), list[str]()
+            for name in names:
+                having = [row for row in cell if name in row.baselines]
+                if name == "random" and _as_good(having, name):
+                    strong.add((len(table), len(start) + 1 + len(texts)))
+                texts.append(_beside_some(having, name, len(cell)))
+                partly |= 0 < len(having) < len(cell)
             table.append([*start, score(*point), *texts])
     head = ["method"] * several + ["IPC", "N", "distilled set"]
-    marked = " Marked: random real images that are at least as good as the distilled ones."
+    partial = " (1 of 2): one of two federations has this row."
+    marked = (
+        " Marked: random real images that are at least as good as the distilled ones of the same "
+        "federations."
+    )
     return [
         Table(
             [*head, *(short(name) for name in names)],
@@ -51,9 +57,31 @@ def baselines(rows: Sequence[Row]) -> list[Block]:
             frozenset(strong),
             names=1 if several else 0,
             caption="Top-1 in percent, mean and standard deviation over all students of all seeds."
+            + (partial if partly else "")
             + (marked if strong else ""),
         )
     ]
+
+
+def _as_good(rows: Sequence[Row], name: str) -> bool:
+    """Say whether a row is at least as good as the distilled sets of the same federations."""
+    theirs, ours = _together(rows, name), _together(rows)
+    return theirs is not None and ours is not None and theirs.mean >= ours.mean
+
+
+def _beside_some(rows: Sequence[Row], name: str, federations: int) -> str:
+    """Write the accuracy of a row, and how many federations it is of where some lack it."""
+    found = _together(rows, name)
+    if found is None:
+        return "-"
+    some = f" ({len(rows)} of {federations})" if len(rows) < federations else ""
+    return f"{score(*found)}{some}"
+
+
+def _together(rows: Sequence[Row], name: str | None = None) -> Point | None:
+    """Sum up the accuracies of the sets of one cell, or of a row beside all of them."""
+    found = [value for row in rows for value in (row.baselines[name] if name else row.top1)]
+    return comparison.point(found) if found else None
 
 
 def costs(rows: Sequence[Row]) -> list[Block]:

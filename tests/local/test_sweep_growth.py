@@ -1,6 +1,6 @@
 """A sweep's folder: what may join it, what is left in it, what may not be one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -146,15 +146,46 @@ def test_a_varied_key_that_others_follow_from_goes_on_and_grows(
 ):
     """The students' protocol says how they are shown images, and more."""
 
-    def protocols(*clients: int) -> grid.Grid:
-        vary = {"student.protocol": ("default", "rded")}
+    def protocols(*clients: int, names: Sequence[str] = ("default", "rded")) -> grid.Grid:
+        vary = {"student.protocol": names}
         return make(SweepConfig(clients=clients, ipc=(1,), vary=vary), relabel={"views": 2})
 
-    assert "relabel.scale" in protocols(2).federations[0].varied
+    default, rded = (it.config.student for it in protocols(2).federations)
+    assert default.ema != rded.ema, "what follows from it"
     names = ["sre2l (student.protocol default)", "sre2l (student.protocol rded)"]
     assert grown(tmp_path / "sweep", protocols(2)) == names
     assert grown(tmp_path / "sweep", protocols(2)) == names
     assert grown(tmp_path / "sweep", protocols(3)) == names
+    more = protocols(2, 3, names=("edc",))
+    assert grown(tmp_path / "sweep", more) == ["sre2l (student.protocol edc)"] * 2
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        {"clients": (3,), "vary": {"student.protocol": ("default", "rded")}},
+        {"clients": (2,), "vary": {"student.protocol": ("edc",)}},
+        {"clients": (2,), "distiller": ("random",)},
+        {"clients": (3,)},
+    ],
+    ids=["the same lines", "another value", "another method", "no value"],
+)
+def test_what_would_follow_from_a_varied_key_cannot_be_set_apart_from_it(
+    tmp_path: Path, make: Callable[..., grid.Grid], axes: Any
+):
+    """Lines of a method would mix two ways of training, or stand beside one of another."""
+    vary = {"student.protocol": ("default", "rded")}
+    grown(
+        tmp_path / "sweep",
+        make(SweepConfig(clients=(2,), ipc=(1,), vary=vary), relabel={"views": 2}),
+    )
+    other = make(
+        SweepConfig(**{"ipc": (1,), **axes}),
+        relabel={"views": 2},
+        student={"epochs": 2, "lr": 0.5},
+    )
+    with pytest.raises(OutputError, match=r"differs in .*student\.lr"):
+        grown(tmp_path / "sweep", other)
 
 
 def test_a_value_is_varied_apart_from_a_line_that_has_several(
@@ -221,6 +252,39 @@ def test_sizes_that_are_made_together_stay_as_they_are(
     sweep_folder.check(grid_of(3, 1, 2), tmp_path)
     with pytest.raises(OutputError, match=r"distill\.(ipc|subsets)"):
         sweep_folder.check(grid_of(3, 1, 2, 4), tmp_path)
+
+
+@pytest.mark.parametrize("method", ["sre2l", "mdc", "rded"])
+def test_sets_that_are_cut_out_of_the_largest_have_the_same_largest_along_a_line(
+    tmp_path: Path, make: Callable[..., grid.Grid], method: str
+):
+    """One image of a batch of ten is not one that was made alone."""
+
+    def grid_of(clients: int, *ipc: int) -> grid.Grid:
+        return make(SweepConfig(clients=(clients,), ipc=ipc, distiller=(method,)))
+
+    grown(tmp_path / "sweep", grid_of(2, 1, 4))
+    grown(tmp_path / "sweep", grid_of(3, 2, 4))
+    grown(tmp_path / "sweep", grid_of(4, 5))  # no set in common
+    with pytest.raises(OutputError, match=r"differs in distill\.ipc"):
+        grown(tmp_path / "sweep", grid_of(5, 1, 2))
+    grown(tmp_path / "apm", make(SweepConfig(clients=(2,), ipc=(1, 4), distiller=("apm",))))
+    own_images = make(SweepConfig(clients=(3,), ipc=(1, 2), distiller=("apm",)))
+    assert grown(tmp_path / "apm", own_images) == ["apm"]
+
+
+def test_data_in_another_folder_of_the_same_name_are_other_data(
+    tmp_path: Path, make: Callable[..., grid.Grid]
+):
+    def grid_of(folder: str) -> grid.Grid:
+        return make(SweepConfig(clients=(2,), ipc=(1,)), data={"name": f"/{folder}/images"})
+
+    first, other = grid_of("one"), grid_of("two")
+    hashes = {config_file.sha256(it.federations[0].config) for it in (first, other)}
+    assert len(hashes) == 1, "a record tells no paths"
+    grown(tmp_path / "sweep", first)
+    with pytest.raises(OutputError, match=r"differs in data\.name"):
+        grown(tmp_path / "sweep", other)
 
 
 def test_a_split_without_alpha_is_not_called_iid(tmp_path: Path, make: Callable[..., grid.Grid]):

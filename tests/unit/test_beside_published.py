@@ -6,6 +6,7 @@ from typing import Any
 
 import made_up
 import pytest
+import yaml
 from fakes import tiny_tree
 from pages import Reader, read
 
@@ -94,6 +95,17 @@ def test_published_one_shot_methods_stand_beside_the_same_split(tmp_path):
     assert "FedAvg, 1 round, published one model 48.2 90.6" in text
     assert "DENSE, published one model 66.6 95.8" in text
     assert "FuseFL, published one fused model, several uploads 97.2 98.5" in text
+
+
+def test_the_caption_names_the_networks_of_students_and_of_clients(tmp_path):
+    text = dirichlet_sweep(tmp_path / "s", "mnist").text
+    assert "splits of their own; ours: convnet." in text
+    for path in (tmp_path / "s").glob("runs/*/config.yaml"):
+        tree = yaml.safe_load(path.read_text())
+        tree["teacher"]["backbones"] = [{"name": "resnet18"}]
+        path.write_text(yaml.safe_dump(tree))
+    text = read(tmp_path / "s").text
+    assert "ours: students convnet, clients convnet, resnet18." in text
 
 
 @pytest.mark.parametrize(("data", "clients"), [("digits", 5), ("mnist", 10)])

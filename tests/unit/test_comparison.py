@@ -107,11 +107,12 @@ def test_a_line_of_the_table_for_each_cell(folder):
     assert [*lines[0]] == [
         "distiller", "alpha", "clients", "ipc", "seeds", "mean", "std", "n", "teachers",
         "bytes_up", "bytes_down",
-        "ensemble_mean", "ensemble_std", "ensemble_bytes_up", "ensemble_bytes_down",
-        "random_mean", "random_std", "random_bytes_up", "random_bytes_down",
+        "ensemble_mean", "ensemble_std", "ensemble_n", "ensemble_bytes_up", "ensemble_bytes_down",
+        "random_mean", "random_std", "random_n", "random_bytes_up", "random_bytes_down",
     ]  # fmt: skip
     cell = next(it for it in lines if (it["alpha"], it["clients"], it["ipc"]) == ("0.1", "2", "10"))
     assert (cell["mean"], cell["std"], cell["n"], cell["seeds"]) == ("13.35", "0.354", "2", "1")
+    assert (cell["random_n"], cell["ensemble_n"]) == ("2", "1")
     assert (cell["random_mean"], cell["teachers"]) == ("10.5", "88.125")
     assert (cell["bytes_up"], cell["bytes_down"]) == ("2000", "200")
 

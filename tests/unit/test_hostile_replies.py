@@ -186,6 +186,8 @@ HOSTILE: dict[str, dict[str, Change]] = {
         "a model that is a book": put("device", "model", "#" * MANY),
         "a million classes nobody asked for": put("device", "unknown-classes", ["x"] * MANY),
         "a class that is a book": put("device", "unknown-classes", ["x" * MANY]),
+        "a class of two lines": put("device", "unknown-classes", ["x\nthe run failed: {}"]),
+        "a class that steers the terminal": put("device", "unknown-classes", ["\x1b[2Jx"]),
         "classes that are numbers": put("device", "unknown-classes", [1, 2]),
         "a million facts": replaced("machine", ConfigRecord({f"{n}": "" for n in range(5000)})),
         "a fact that is a book": put("machine", "python", "3" * MANY),

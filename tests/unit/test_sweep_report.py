@@ -71,6 +71,21 @@ def test_the_page_of_a_sweep_holds_its_numbers(sweep):
     assert "It does in all 6 cells; the nearest is 73.78 points below." in text
 
 
+def test_a_row_is_compared_with_the_sets_of_the_federations_that_have_it(tmp_path):
+    """With a later command that asks for other rows, some seeds have one and some have not."""
+    folder = made_up.sweep_folder(tmp_path / "s", clients=(2,), ipc=(1,))
+    for seed, own, beside in ((0, 80.0, 85.0), (1, 92.0, None)):
+        (path,) = folder.glob(f"runs/*seed-{seed}/result.json")
+        result = json.loads(path.read_text())
+        result["sets"]["1"]["students"]["convnet"] = made_up.scores(own)
+        rows = {} if beside is None else {"random": made_up.scores(beside)}
+        result["sets"]["1"]["baselines"] = rows
+        path.write_text(json.dumps(result))
+    page = read(folder)
+    assert "1 2 86.00 \N{PLUS-MINUS SIGN} 8.49 85.00 (1 of 2)" in page.text
+    assert "Marked: random real images that are at least as good" in page.text
+
+
 def test_the_best_number_of_clients_stands_out(sweep):
     folder, _ = sweep
     html = (folder / "report.html").read_text()
