@@ -104,9 +104,9 @@ def sweep(
     ] = False,
 ) -> None:
     """Compare numbers of clients: a grid of experiments in one Flower start; can be continued."""
+    from fedistill import comparison, tables
     from fedistill import grid as grids
     from fedistill import sweep as sweeps
-    from fedistill import tables
 
     axes = {"clients": clients, "ipc": ipc, "alpha": alpha, "distiller": distiller, "seed": seed}
     grid = grids.load(config, overrides or [], grids.parse_axes(axes, vary or []))
@@ -119,6 +119,7 @@ def sweep(
             begun = _say_how_to_go_on if output is None else None
             tables.print_sweep(sweeps.run(grid, folder, backend, store, begun), folder)
         except RunError:  # what is done is worth a look
+            tables.print_sweep(comparison.read(folder), folder)
             _write_page(folder)
             raise
         _write_page(folder)
@@ -153,6 +154,7 @@ def track(
     """Send to MLflow what the journals of a run or a sweep hold and the store lacks."""
     from fedistill import sweep_folder, tracking
 
+    uri = uri or tracking.named_store(folder)  # one store for all federations of a sweep
     for recorded in sweep_folder.journals(folder):
         stored = tracking.deliver(recorded, uri)
         typer.echo(f"{recorded} is in MLflow as run {stored.run_id}")

@@ -79,7 +79,7 @@ def panels(rows: Sequence[Row]) -> list[charts.Panel]:
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[Cell]]]:
     """Return the names of the columns, and a line for each cell of the grid.
 
-    Accuracies are in percent, rounded to 0.001. Bytes are those of the set of this IPC alone, and
+    Accuracies are in percent, rounded to 0.001; one alone has no deviation. Bytes are those of the set of this IPC alone, and
     of each row beside it, all counted on the wire; the mean of the federations.
     """
     names = sorted({name for row in rows for name in row.baselines})
@@ -97,13 +97,13 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[Cell]]]:
         for clients, point in curve.items():
             cell = [row for row in rows if (row.line, row.clients) == (line, clients)]
             known: list[Cell] = [line.distiller, line.alpha, clients, line.ipc, len(cell)]
-            known += [round(point.mean, 3), round(point.std, 3), point.n]
+            known += [round(point.mean, 3), _std(point), point.n]
             known.append(_rounded(teachers.get(line.facet, {}).get(clients)))
             known += [_mean(bytes_of_set(row, way) for row in cell) for way in _WAYS]
             for name in names:
                 beside = curves[name].get(line, {}).get(clients)
                 known.append(_rounded(beside.mean if beside else None))
-                known.append(_rounded(beside.std if beside else None))
+                known.append(_std(beside) if beside else None)
                 known.append(beside.n if beside else None)
                 known += [_mean(_bytes_beside(row, name, way) for row in cell) for way in _WAYS]
             data.append(known)
@@ -134,6 +134,11 @@ def _bytes_beside(row: Row, name: str, way: str) -> int | None:
 def _mean(counts: Iterable[int | None]) -> int | None:
     known = [count for count in counts if count is not None]
     return round(sum(known) / len(known)) if known else None
+
+
+def _std(point: comparison.Point) -> float | None:
+    """Return the deviation of several values: one alone has none."""
+    return round(point.std, 3) if point.n > 1 else None
 
 
 def _rounded(value: float | None) -> float | None:

@@ -6,6 +6,7 @@ killed goes on where it was: what is done stays, what has failed or was cut shor
 teachers, shares and students come from the artefact store.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,13 +28,15 @@ from fedistill import (
     tracking,
 )
 from fedistill.config import Config
-from fedistill.errors import RunError
+from fedistill.errors import RunError, UserError
 from fedistill.estimate import Load
 from fedistill.grid import Federation, Grid
-from fedistill.journal import JOURNAL
+from fedistill.journal import JOURNAL, without_secrets
 from fedistill.locking import exclusive
 from fedistill.store import Store
 from fedistill.tracking import Status
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +104,8 @@ def run(
         sweep_folder.claim(grid, output, _said(plans), finished)
         if begun is not None:
             begun(output)
+        if grid.base.tracking.enabled:
+            _bring_together(output, uri)
         status: Status = "KILLED"
         try:
             _run_all(grid, output, backend)
@@ -127,6 +132,18 @@ def run(
             f"{output}, and the same command with that --output tries these again:{reasons}"
         )
     return state
+
+
+def _bring_together(output: Path, uri: str) -> None:
+    """Send what is done to the store that the sweep goes on in, where it is in another one."""
+    done = [folder for folder, status in sweep_folder.states(output).items() if status == "done"]
+    for folder in (output / name for name in done):
+        stored = tracking.stored_run(folder)
+        if stored is not None and stored.tracking_uri != without_secrets(uri):
+            try:
+                tracking.deliver(folder, uri)
+            except UserError as error:
+                _log.warning("%s is not in this sweep's MLflow store: %s", folder, error)
 
 
 def plan(grid: Grid, output: Path, store: Store) -> list[Plan]:

@@ -88,6 +88,11 @@ def print_scores(scores: Mapping[str, Score], folder: Path) -> None:
     Console().print(table)
 
 
+def _score(point: comparison.Point) -> str:
+    """Write an accuracy; one value alone has no deviation."""
+    return f"{point.mean:.2f} ± {point.std:.2f}" if point.n > 1 else f"{point.mean:.2f}"
+
+
 def print_sweep(state: Mapping[str, Any], folder: Path) -> None:
     """Print accuracy over the number of clients for each line of a sweep, the longer way down."""
     console = Console()
@@ -96,8 +101,7 @@ def print_sweep(state: Mapping[str, Any], folder: Path) -> None:
     labels = comparison.labels(comparison.lines(state))
     table = Table(title=f"{state['name']}: top-1 % over clients", title_justify="left")
     texts = {
-        labels[line]: {n: f"{it.mean:.2f} ± {it.std:.2f}" for n, it in curve.items()}
-        for line, curve in curves.items()
+        labels[line]: {n: _score(it) for n, it in curve.items()} for line, curve in curves.items()
     }
     facets = comparison.facets(curves)
     for facet, means in comparison.teachers(found).items():

@@ -32,6 +32,7 @@ from fedistill.journal import (
     flatten,
     read_events,
     source_tags,
+    sqlite_path,
     without_secrets,
 )
 from fedistill.mlflow_store import Store, locked
@@ -45,6 +46,7 @@ __all__ = [
     "default_uri",
     "deliver",
     "flatten",
+    "named_store",
     "source_tags",
     "stored_run",
     "ui_command",
@@ -210,6 +212,19 @@ def stored_run(folder: Path) -> StoredRun | None:
     if state is None:
         return None
     return StoredRun(state["tracking_uri"], state["experiment_id"], state["run_id"])
+
+
+def named_store(folder: Path) -> str | None:
+    """Return the address of the store that a folder's journal names, without secrets.
+
+    None if it has no journal, or its store was a file that is gone.
+    """
+    try:
+        uri: str = _last_start(folder)["uri"]
+    except UserError:
+        return None
+    file = sqlite_path(uri)
+    return uri if file is None or file.is_file() else None
 
 
 def ui_command(uri: str, experiment_id: str | None = None, page: str = "") -> str:

@@ -146,7 +146,8 @@ def _sweep(folder: Path, run_config: Mapping[str, str], grid: Grid) -> None:
             record.update()
             done += run["work"]
         progress.report("sweep", total, total)
-        status = "FINISHED"
+        if all(run["status"] == "done" for run in comparison.read(folder)["runs"]):
+            status = "FINISHED"
     finally:
         journal.end(status)
         sink.close(_LAST_DELIVERY_S)

@@ -117,6 +117,11 @@ def test_above_the_teachers_by_less_than_the_noise():
     assert (finding.verdict, "within one standard deviation" in finding.text) == ("open", True)
 
 
+def test_one_student_alone_above_the_teachers_decides_nothing():
+    finding = below({1: {1: 50, 2: 60}}, {1: 90, 2: 55}, n=1)
+    assert (finding.verdict, "the noise is not known" in finding.text) == ("open", True)
+
+
 def test_teachers_that_were_not_tested():
     assert below({1: {1: 50}}, {}).verdict == "open"
     assert below({1: {1: 50, 2: 60}}, {2: 70}).text.startswith("It does in all 1 cell;")
