@@ -31,17 +31,21 @@ _LOOK = {"font.size": 10, "font.family": "sans-serif"}
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes of accuracy over the number of clients.
+    """One pair of axes of accuracy over the number of clients, or over the splits.
 
     Attributes:
         title: says what the lines have in common; may be empty.
-        curves: by label: the accuracy for each number of clients.
+        curves: by label: the accuracy for each number of clients, or place on the axis.
         teachers: mean accuracy of the clients' own models, a dashed line for reference.
+        x_label: what is along the axis.
+        x_names: what is at its places, if these are no numbers of clients.
     """
 
     title: str
     curves: Mapping[str, Mapping[int, Point]]
     teachers: Mapping[int, float] = field(default_factory=dict)
+    x_label: str = "clients"
+    x_names: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Cost:
 
 
 def accuracy_over_clients(panels: Sequence[Panel]) -> "Figure":
-    """Draw one line for each curve; error bars are standard deviations."""
+    """Draw one line for each curve over the clients; error bars are standard deviations."""
     columns = min(2, len(panels))
     lines = -(-len(panels) // columns)
     keys = max(_keys_height([*panel.curves, _TEACHERS]) for panel in panels)
@@ -86,9 +90,11 @@ def accuracy_over_clients(panels: Sequence[Panel]) -> "Figure":
                 label=_TEACHERS,
             )
         counts = {*panel.teachers, *(n for curve in panel.curves.values() for n in curve)}
-        if len(counts) <= 15:
+        if panel.x_names:
+            place.set_xticks([*panel.x_names], [*panel.x_names.values()])
+        elif len(counts) <= 15:
             place.set_xticks(sorted(counts))
-        place.set_xlabel("clients")
+        place.set_xlabel(panel.x_label)
         place.set_title(_plain(panel.title), fontsize=10)
         _grid(place)
         _keys_below(place, len(panel.curves) + bool(panel.teachers))
@@ -151,6 +157,7 @@ def accuracy_per_megabyte(series: Sequence[Cost]) -> "Figure":
                 textcoords="offset points",
                 fontsize=9,
                 color=look["color"],
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6},
             )
     sizes = [megabytes for cost in series for megabytes, _, _ in cost.points]
     axes.set_xscale("log")

@@ -167,13 +167,14 @@ def curves(rows: Iterable[Row], baseline: str | None = None) -> dict[Line, dict[
     }
 
 
-def facets(lines: Iterable[Line]) -> dict[Facet, str]:
+def facets(lines: Iterable[Line | Facet]) -> dict[Facet, str]:
     """Name the charts that lines fall into by what tells these apart; one chart has no name."""
-    found = sorted({line.facet for line in lines}, key=lambda it: (it.distiller, it.alpha or 0.0))
+    every = {it if isinstance(it, Facet) else it.facet for it in lines}
+    found = sorted(every, key=lambda it: (it.distiller, it.alpha or 0.0))
     methods, alphas = {facet.distiller for facet in found}, {facet.alpha for facet in found}
     return {
         facet: ", ".join(
-            [facet.distiller] * (len(methods) > 1) + [_skew(facet.alpha)] * (len(alphas) > 1)
+            [facet.distiller] * (len(methods) > 1) + [skew(facet.alpha)] * (len(alphas) > 1)
         )
         for facet in found
     }
@@ -221,10 +222,24 @@ def labels(lines: Iterable[Line]) -> dict[Line, str]:
         parts = [line.distiller] if len(methods) > 1 else []
         parts.append(f"IPC {line.ipc}")
         if len(alphas) > 1:
-            parts.append(_skew(line.alpha))
+            parts.append(skew(line.alpha))
         names[line] = ", ".join(parts)
     return names
 
 
-def _skew(alpha: float | None) -> str:
+def facets_are(lines: Iterable[Line]) -> str:
+    """Say what the names of `facets` are: the head of their column."""
+    found = {line.facet for line in lines}
+    methods, splits = {facet.distiller for facet in found}, {facet.alpha for facet in found}
+    return ", ".join(["method"] * (len(methods) > 1) + ["split"] * (len(splits) > 1))
+
+
+def alphas(lines: Iterable[Line]) -> list[float | None]:
+    """List the splits of lines from the most to the least uneven; None is iid."""
+    found = {line.alpha for line in lines}
+    return [*sorted(it for it in found if it is not None), *[None] * (None in found)]
+
+
+def skew(alpha: float | None) -> str:
+    """Name a split by its alpha."""
     return "iid" if alpha is None else f"alpha {alpha:g}"

@@ -79,8 +79,9 @@ def panels(rows: Sequence[Row]) -> list[charts.Panel]:
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[Cell]]]:
     """Return the names of the columns, and a line for each cell of the grid.
 
-    Accuracies are in percent, rounded to 0.001; one alone has no deviation. Bytes are those of the set of this IPC alone, and
-    of each row beside it, all counted on the wire; the mean of the federations.
+    Accuracies are in percent, rounded to 0.001; one alone has no deviation. Bytes are those of the
+    set of this IPC alone, and of each row beside it, all counted on the wire; the mean of the
+    federations.
     """
     names = sorted({name for row in rows for name in row.baselines})
     columns = ["distiller", "alpha", "clients", "ipc", "seeds", "mean", "std", "n", "teachers"]
@@ -99,13 +100,13 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[Cell]]]:
             known: list[Cell] = [line.distiller, line.alpha, clients, line.ipc, len(cell)]
             known += [round(point.mean, 3), _std(point), point.n]
             known.append(_rounded(teachers.get(line.facet, {}).get(clients)))
-            known += [_mean(bytes_of_set(row, way) for row in cell) for way in _WAYS]
+            known += [mean_bytes_of_rows(cell, None, way) for way in _WAYS]
             for name in names:
                 beside = curves[name].get(line, {}).get(clients)
                 known.append(_rounded(beside.mean if beside else None))
                 known.append(_std(beside) if beside else None)
                 known.append(beside.n if beside else None)
-                known += [_mean(_bytes_beside(row, name, way) for row in cell) for way in _WAYS]
+                known += [mean_bytes_of_rows(cell, name, way) for way in _WAYS]
             data.append(known)
     return columns, data
 
@@ -113,6 +114,13 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[Cell]]]:
 def mean_bytes(rows: Sequence[Row], way: str) -> int | None:
     """Return the bytes that went up or down in one federation, on the average of some."""
     return _mean(row.result.get("bytes", {}).get(way) for row in rows)
+
+
+def mean_bytes_of_rows(rows: Sequence[Row], name: str | None, way: str) -> int | None:
+    """Return the bytes that went up or down for a row beside some sets; None: for the sets."""
+    if name is None:
+        return _mean(bytes_of_set(row, way) for row in rows)
+    return _mean(_bytes_beside(row, name, way) for row in rows)
 
 
 def bytes_of_set(row: Row, way: str) -> int | None:

@@ -110,6 +110,7 @@ FLOORS = [
     [
         "fedistill.reference",
         "fedistill.report.run",
+        "fedistill.report.sweep_accuracy",
         "fedistill.report.sweep_costs",
         "fedistill.report.sweep_pictures",
     ],

@@ -53,7 +53,8 @@ def costs(run: Run) -> list[Block]:
         ["message", "up", "down"],
         rows,
         frozenset((len(rows) - 1, n) for n in range(3)),
-        caption="Bytes of the serialised messages of all clients together.",
+        caption="Bytes of the serialised messages of all clients together, for the sets and their "
+        "labels; those of FedAvg, of tests at home and of each row beside are counted by row.",
     )
     seconds = [(stage, value) for stage, value in result["seconds"].items() if value]
     time_table = Table(

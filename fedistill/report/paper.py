@@ -61,7 +61,8 @@ def _table(paper: published.Published, rows: Sequence[Row]) -> Table:
                 compared = [f"{theirs:.1f}", f"{mean - theirs:+.2f}"]
                 lines.append([names[facet]] * several + ours + compared)
     return Table(
-        ["method"] * several + ["IPC", "N", "ours", "n", "paper", "difference"],
+        [comparison.facets_are(curves)] * several
+        + ["IPC", "N", "ours", "n", "paper", "difference"],
         lines,
         names=int(several),
         caption=f"Ours beside {paper.name} of {published.PAPER}, {published.DOI}; in percent.",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from fedistill import __version__, charts, comparison, results
+from fedistill import __version__, charts, comparison, published, results
 from fedistill.comparison import Point
 from fedistill.config_students import ENSEMBLES
 from fedistill.journal import JOURNAL
@@ -148,21 +148,27 @@ def _numbers(scores: Mapping[str, Any]) -> list[str]:
 def facts(run: Run) -> list[tuple[str, str]]:
     """Say what was run, on what, and with what."""
     config, result = run.config, run.result
-    distill = config["distill"]
+    distill, labels = config["distill"], config["relabel"]
     hardware = result["hardware"]
     commit = run.tags.get("mlflow.source.git.commit")
     seeds = config["student"]["seeds"]
     return [
-        ("data", run.data_name),
+        ("data", ", ".join([run.data_name, *published.changed_data(config)])),
         ("clients", str(result["clients"])),
         ("split", run.split),
-        ("method", f"{distill['name']}, labels: {config['relabel']['name']}"),
+        ("method", ", ".join([distill["name"], *_count(distill, "iterations")])),
+        ("labels", ", ".join([labels["name"], f"{labels['views']} views"])),
         ("IPC", ", ".join(map(str, distill["ipc"]))),
-        ("teachers", ", ".join(_network(model) for model in run.teacher_networks)),
+        (
+            "teachers",
+            f"{', '.join(_network(model) for model in run.teacher_networks)}; "
+            f"{config['teacher']['epochs']} epochs",
+        ),
         (
             "students",
             f"{', '.join(_network(model) for model in config['student']['models'])}; protocol "
-            f"{config['student']['protocol']}, {seeds} seed{'' if seeds == 1 else 's'}",
+            f"{config['student']['protocol']}, {_epochs(config['student']['epochs'])} epochs, "
+            f"{seeds} seed{'' if seeds == 1 else 's'}",
         ),
         ("seed", str(result["seed"])),
         ("started", run.date),
@@ -172,6 +178,18 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("config SHA-256", result["config_sha256"]),
         ("MLflow run", result.get("mlflow", {}).get("run_id") or "not delivered"),
     ]
+
+
+def _count(section: Mapping[str, Any], key: str) -> list[str]:
+    """Write how many there are of something, if a section says so."""
+    return [f"{section[key]} {key}"] if section.get(key) is not None else []
+
+
+def _epochs(epochs: int | Mapping[int, int]) -> str:
+    """Write the epochs of students, which may be others for each IPC."""
+    if not isinstance(epochs, Mapping):
+        return str(epochs)
+    return ", ".join(f"{number} (IPC {ipc})" for ipc, number in epochs.items())
 
 
 def _network(model: Mapping[str, Any] | str) -> str:

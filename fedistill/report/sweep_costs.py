@@ -4,18 +4,18 @@ from collections.abc import Mapping, Sequence
 
 from fedistill import charts, comparison
 from fedistill.comparison import Facet, Line, Point, Row
-from fedistill.comparison_files import mean_bytes
+from fedistill.comparison_files import mean_bytes, mean_bytes_of_rows
 from fedistill.report.costs import bytes_by_message, cost_of, cost_of_set
 from fedistill.report.page import Block, Chart, Pictures, Table, duration, score, size
 from fedistill.rows import short
 
 _COSTS = (
-    "Accuracy and the megabytes that a federation sends for this set alone; the numbers at points "
-    "are N."
+    "Accuracy and the megabytes that a federation sends for this set alone; the numbers are N, of "
+    "long lines at both ends."
 )
 _TRAFFIC = (
-    "Bytes of a federation's messages by their kind, up / down; means over the federations that "
-    "sent such."
+    "Bytes of a federation's messages for its sets and their labels by their kind, up / down; "
+    "means over the federations that sent such."
 )
 Priced = tuple[float, Point, str]  # megabytes, accuracy, name
 
@@ -32,6 +32,7 @@ def baselines(rows: Sequence[Row]) -> list[Block]:
     facets = comparison.facets(ours)
     several = len(facets) > 1
     table: list[list[str]] = []
+    sent: list[list[str]] = []
     strong, partly = set(), False
     for line, curve in ours.items():
         for clients, point in curve.items():
@@ -44,7 +45,11 @@ def baselines(rows: Sequence[Row]) -> list[Block]:
                 texts.append(_beside_some(having, name, len(cell)))
                 partly |= 0 < len(having) < len(cell)
             table.append([*start, score(*point), *texts])
-    head = ["method"] * several + ["IPC", "N", "distilled set"]
+            bytes_up = [mean_bytes_of_rows(cell, name, "up") for name in (None, *names)]
+            sent.append([*start, *("-" if it is None else size(it) for it in bytes_up)])
+    head = [comparison.facets_are(ours)] * several + ["IPC", "N", "distilled set"]
+    several_values = any(len(row.top1) > 1 for row in rows) or len(rows) > len(table)
+    spread = ", mean and standard deviation over all students of all seeds" * several_values
     partial = " (1 of 2): one of two federations has this row."
     marked = (
         " Marked: random real images that are at least as good as the distilled ones of the same "
@@ -56,10 +61,17 @@ def baselines(rows: Sequence[Row]) -> list[Block]:
             table,
             frozenset(strong),
             names=1 if several else 0,
-            caption="Top-1 in percent, mean and standard deviation over all students of all seeds."
+            caption=f"Top-1 in percent{spread}."
             + (partial if partly else "")
             + (marked if strong else ""),
-        )
+        ),
+        Table(
+            [*head, *(short(name) for name in names)],
+            sent,
+            names=1 if several else 0,
+            caption="Bytes that the clients sent up for each, all counted on the wire, as if it "
+            "had been made alone.",
+        ),
     ]
 
 
@@ -88,7 +100,11 @@ def costs(rows: Sequence[Row]) -> list[Block]:
     """Return what a federation of each size sent and how long it took, on the average of seeds."""
     facets = comparison.facets(row.line for row in rows)
     several = len(facets) > 1
-    stages = list(dict.fromkeys(stage for row in rows for stage in row.result["seconds"]))
+    stages = list(
+        dict.fromkeys(
+            stage for row in rows for stage, value in row.result["seconds"].items() if value
+        )
+    )
     messages = list(dict.fromkeys(kind for row in rows for kind in bytes_by_message(row.result)))
     times, traffic = [], []
     for (facet, clients), own in _federations(rows).items():
@@ -104,15 +120,16 @@ def costs(rows: Sequence[Row]) -> list[Block]:
             ]
         )
         traffic.append([*start, *(_up_and_down(own, kind) for kind in messages)])
-    head = ["method"] * several + ["N"]
+    head = [comparison.facets_are(row.line for row in rows)] * several + ["N"]
     by_message = Table([*head, *messages], traffic, names=int(several), caption=_TRAFFIC)
     return [
         Table(
             [*head, "federations", "up", "down", *stages],
             times,
             names=int(several),
-            caption="Of one federation, which makes the sets of all IPC: bytes of all its "
-            "messages, and time by stage, where squeeze and recover are summed over the clients. "
+            caption="Of one federation, which makes the sets of all IPC: bytes of the messages "
+            "for its sets and their labels, and time by stage, where squeeze and recover are "
+            "summed over the clients. "
             "Means over seeds. Teachers and images from the artefact store count with the time "
             "that making them took; students from there, such as those of all data, which all "
             "federations of a seed have in common, took none.",
@@ -153,7 +170,7 @@ def _per_megabyte(rows: Sequence[Row]) -> list[Pictures]:
             for line, points in ours.items()
             if line.facet == facet and points
         ]
-        if series:
+        if sum(len(cost.points) for cost in series) > 1:  # one alone compares nothing
             chart = charts.inline_svg(charts.accuracy_per_megabyte(series), f"megabytes-{number}")
             cells.append(Chart(chart, f"{name}: {_COSTS}" if name else _COSTS))
     labels = comparison.labels(curves)

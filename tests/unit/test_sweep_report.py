@@ -5,6 +5,7 @@ import re
 
 import made_up
 import pytest
+import yaml
 from pages import read
 
 from fedistill import comparison_files
@@ -61,7 +62,7 @@ def test_the_page_of_a_sweep_holds_its_numbers(sweep):
     assert f"2 13.31 {plus_minus} 0.29 (n=4) 13.40 {plus_minus} 0.29 (n=4) 88.12" in text
     assert f"3 14.26 {plus_minus} 0.35 (n=2) 14.35 {plus_minus} 0.35 (n=2) 88.12" in text
     assert "5 of 6 federations done" in text
-    assert "split iid method sre2l, labels: mix" in text
+    assert "split iid method sre2l, 3 iterations labels mix, 2 views" in text
     assert "1 of 6 federations are not done" in text
     assert "no memory left on the abacus" in text
     assert "'my config.yaml' --clients 1,2,3" in text
@@ -128,6 +129,52 @@ def test_methods_and_alphas_have_charts_of_their_own(tmp_path):
     assert "IPC 1: all beside each other." in text
     assert "alpha iid, 0.1 distiller sre2l, lic" in text
     assert "alpha 0.1, N = 2, seed 0" in text  # its partition
+
+
+def test_splits_with_one_number_of_clients_are_not_rivals(tmp_path):
+    """An easier split is no better method."""
+    folder = made_up.sweep_folder(tmp_path / "s", clients=(2,), alphas=(0.1, 0.5))
+    page = read(folder)
+    assert "Accuracy of the splits" in page.headings
+    assert "split IPC 1 IPC 10 teachers, mean alpha 0.1 13.31" in page.text
+    assert "Marked: the best" not in page.text
+    assert "N = 2. Mean of all students" in page.text  # the chart over alpha
+    assert (
+        "alpha 0.5" in re.findall(r"<svg.*?</svg>", (folder / "report.html").read_text(), re.S)[0]
+    )
+
+
+def test_the_best_method_of_each_split_stands_out(tmp_path):
+    folder = made_up.sweep_folder(
+        tmp_path / "s", clients=(2,), ipc=(1,), alphas=(0.1, 0.5), distillers=("sre2l", "lic")
+    )
+    for path in folder.glob("runs/lic_alpha-0.1_*/result.json"):
+        path.write_text(path.read_text().replace('"top1": [13', '"top1": [43'))
+    page = read(folder)
+    assert "Accuracy of the methods" in page.headings
+    assert "Marked: the best of each IPC and split." in page.text
+    assert "method, split IPC 1" in page.text
+    marked = re.findall(r'<td class="strong">([^<]+)', (folder / "report.html").read_text())
+    assert [found[:2] for found in marked[:3]] == ["28", "13", "13"]  # of 0.5 both are as good
+
+
+def test_who_labels_stands_beside_the_split_that_decides_it(tmp_path):
+    folder = made_up.sweep_folder(tmp_path / "s", clients=(1, 2), alphas=(None, 0.1))
+    for path in folder.glob("runs/*alpha-0.1*/config.yaml"):
+        tree = yaml.safe_load(path.read_text())
+        tree["relabel"]["name"] = "consensus"
+        path.write_text(yaml.safe_dump(tree))
+    text = read(folder).text
+    assert "labels mix, 2 views (iid); consensus, 2 views (alpha 0.1)" in text
+
+
+def test_what_differs_within_a_split_is_no_fact_of_it(tmp_path):
+    folder = made_up.sweep_folder(tmp_path / "s", clients=(1, 2), ipc=(1,), seeds=(0,))
+    path = next(folder.glob("runs/*clients-02*/config.yaml"))
+    tree = yaml.safe_load(path.read_text())
+    tree["relabel"]["views"] = 7
+    path.write_text(yaml.safe_dump(tree))
+    assert "labels mix" not in read(folder).text
 
 
 def test_methods_with_one_number_of_clients_share_a_table(tmp_path):
