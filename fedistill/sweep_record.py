@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from fedistill import comparison, comparison_files, config_file, mlflow_views
+from fedistill import comparison, comparison_files, config_file, mlflow_colours, mlflow_views
 from fedistill.config import Config
 from fedistill.journal import Journal
 
@@ -62,21 +62,25 @@ class SweepRecord:
         """Add what has been finished since the last call, and draw the comparison again."""
         rows = comparison.rows(self._folder)
         labels = comparison.labels(comparison.lines(comparison.read(self._folder)))
+        # Zero-padded: MLflow sorts runs by name.
+        names = {
+            line: name.replace(f"IPC {line.ipc}", f"IPC {line.ipc:03d}")
+            for line, name in labels.items()
+        }
+        groups = mlflow_colours.told_apart(mlflow_views.LINE_TAG, names.values())
         for row in rows:
             if row.folder in self._written:
                 continue
             line = row.line
             run = f"line/{line.distiller}-{line.alpha}-{line.ipc:04d}"
-            # Zero-padded: MLflow sorts runs by name.
-            name = labels[line].replace(f"IPC {line.ipc}", f"IPC {line.ipc:03d}")
             self._journal.child(
                 run,
-                name,
+                names[line],
                 "line",
                 {"ipc": line.ipc, "alpha": line.alpha, "method": line.distiller},
             )
             # A tag, since the name changes when a later command adds a method or an alpha.
-            self._journal.tags({mlflow_views.LINE_TAG: name}, run)
+            self._journal.tags({mlflow_views.LINE_TAG: groups[names[line]]}, run)
             points = [(row.clients, value) for value in row.top1]
             self._journal.curve(mlflow_views.LINE_METRIC, points, run)
             if row.teachers is not None:

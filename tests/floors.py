@@ -7,6 +7,7 @@ FLOORS = [
         "fedistill.clusters",
         "fedistill.cores",
         "fedistill.errors",
+        "fedistill.mlflow_colours",
         "fedistill.mlflow_views",
         "fedistill.models.instance_norm",
         "fedistill.flower_output",
