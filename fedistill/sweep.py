@@ -102,6 +102,7 @@ def run(
         plans = plan(grid, output, kept)
         finished = [it.federation.folder for it in plans if it.status == "done"]
         sweep_folder.claim(grid, output, _said(plans), finished)
+        left = sweep_folder.left(output)
         if begun is not None:
             begun(output)
         if grid.base.tracking.enabled:
@@ -121,7 +122,8 @@ def run(
                 how: Status = "FINISHED" if reached == "done" else ended
                 tracking.close_if_open(output / folder, how, send=send)
             tracking.close_if_open(output, status, send=send)
-            sweep_folder.add_seconds(output, time.monotonic() - started)
+            if left:  # who looks again at what is done takes no time
+                sweep_folder.add_seconds(output, time.monotonic() - started)
     state = comparison.read(output)
     wanted = {federation.folder for federation in grid.federations}
     failed = [it for it in state["runs"] if it["status"] != "done" and it["folder"] in wanted]

@@ -65,4 +65,7 @@ def test_a_sweep_with_a_failed_federation_has_failed_until_it_is_done(
     assert ends() == ["FAILED"]
     sweep.run(plan, output, "local")
     assert ends() == ["FAILED", "FINISHED"]
-    assert {run["status"] for run in comparison.read(output)["runs"]} == {"done"}
+    done = comparison.read(output)
+    assert {run["status"] for run in done["runs"]} == {"done"}
+    assert sweep.run(plan, output, "local")["seconds"] == done["seconds"], "nothing was left to do"
+    assert ends() == ["FAILED", "FINISHED"]
