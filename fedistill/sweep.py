@@ -6,6 +6,7 @@ killed goes on where it was: what is done stays, what has failed or was cut shor
 teachers, shares and students come from the artefact store.
 """
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -324,7 +325,11 @@ def _with_absolute_paths(grid: Grid) -> Grid:
     return replace(
         grid,
         base=runner.with_absolute_paths(grid.base),
-        federations=[
-            replace(it, config=runner.with_absolute_paths(it.config)) for it in grid.federations
-        ],
+        federations=[_with_absolute_path(it) for it in grid.federations],
     )
+
+
+def _with_absolute_path(it: Federation) -> Federation:
+    config = runner.with_absolute_paths(it.config)
+    name = f"data.name={json.dumps(config.data.name)}"  # other choices are of the same data
+    return replace(it, config=config, overrides=(*it.overrides, name))

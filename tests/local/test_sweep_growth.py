@@ -1,12 +1,11 @@
 """A sweep's folder: what may join it, what is left in it, what may not be one."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sweeps import hashes
+from sweeps import grown, hashes
 
 from fedistill import comparison, config_file, grid, results, sweep, sweep_folder
 from fedistill.config import SweepConfig
@@ -100,142 +99,6 @@ def test_a_federation_has_one_place_whatever_axes_a_later_command_names(
     key = next(iter(sections))
     with pytest.raises(OutputError, match=rf"that of runs/clients-02_seed-0, with another {key}"):
         sweep_folder.check(sweep_folder.with_known_names(more, tmp_path), tmp_path)
-
-
-@pytest.mark.parametrize(
-    "vary",
-    [
-        {"federation.min_clients": (1, 2)},
-        {"federation.deadline_s": (60.0, 600.0), "relabel.views": (2, 3)},
-        {"teacher.epochs": (1, 2)},
-    ],
-    ids=["along a line", "both", "from line to line"],
-)
-def test_a_varied_sweep_goes_on_and_grows(
-    tmp_path: Path, make: Callable[..., grid.Grid], vary: Any
-):
-    """Also where a value of what is varied is one that might change along a line."""
-
-    output = tmp_path / "sweep"
-    output.mkdir()
-
-    def grown(*clients: int) -> grid.Grid:
-        axes = SweepConfig(clients=clients, ipc=(1,), vary=vary)
-        found = sweep_folder.with_known_names(make(axes), output)
-        sweep_folder.check(found, output)
-        sweep_folder.claim(found, output, [it.as_dict() for it in found.federations], [])
-        return found
-
-    first, again, more = grown(2), grown(2), grown(3)
-    assert [it.as_dict() for it in again.federations] == [it.as_dict() for it in first.federations]
-    assert [it.method for it in more.federations] == [it.method for it in first.federations]
-    assert len({it.method for it in more.federations}) == len(more.federations)
-
-
-def grown(output: Path, federations: grid.Grid) -> list[str]:
-    """Claim a folder for a command, or for one more; return the names of its methods."""
-    output.mkdir(exist_ok=True)
-    found = sweep_folder.with_known_names(federations, output)
-    sweep_folder.check(found, output)
-    sweep_folder.claim(found, output, [it.as_dict() for it in found.federations], [])
-    return [it.method for it in found.federations]
-
-
-def test_a_varied_key_that_others_follow_from_goes_on_and_grows(
-    tmp_path: Path, make: Callable[..., grid.Grid]
-):
-    """The students' protocol says how they are shown images, and more."""
-
-    def protocols(*clients: int, names: Sequence[str] = ("default", "rded")) -> grid.Grid:
-        vary = {"student.protocol": names}
-        return make(SweepConfig(clients=clients, ipc=(1,), vary=vary), relabel={"views": 2})
-
-    default, rded = (it.config.student for it in protocols(2).federations)
-    assert default.ema != rded.ema, "what follows from it"
-    names = ["sre2l (student.protocol default)", "sre2l (student.protocol rded)"]
-    assert grown(tmp_path / "sweep", protocols(2)) == names
-    assert grown(tmp_path / "sweep", protocols(2)) == names
-    assert grown(tmp_path / "sweep", protocols(3)) == names
-    more = protocols(2, 3, names=("edc",))
-    assert grown(tmp_path / "sweep", more) == ["sre2l (student.protocol edc)"] * 2
-
-
-@pytest.mark.parametrize(
-    "axes",
-    [
-        {"clients": (3,), "vary": {"student.protocol": ("default", "rded")}},
-        {"clients": (2,), "vary": {"student.protocol": ("edc",)}},
-        {"clients": (2,), "distiller": ("random",)},
-        {"clients": (3,)},
-    ],
-    ids=["the same lines", "another value", "another method", "no value"],
-)
-def test_what_would_follow_from_a_varied_key_cannot_be_set_apart_from_it(
-    tmp_path: Path, make: Callable[..., grid.Grid], axes: Any
-):
-    """Lines of a method would mix two ways of training, or stand beside one of another."""
-    vary = {"student.protocol": ("default", "rded")}
-    grown(
-        tmp_path / "sweep",
-        make(SweepConfig(clients=(2,), ipc=(1,), vary=vary), relabel={"views": 2}),
-    )
-    other = make(
-        SweepConfig(**{"ipc": (1,), **axes}),
-        relabel={"views": 2},
-        student={"epochs": 2, "lr": 0.5},
-    )
-    with pytest.raises(OutputError, match=r"differs in .*student\.lr"):
-        grown(tmp_path / "sweep", other)
-
-
-def test_a_value_is_varied_apart_from_a_line_that_has_several(
-    tmp_path: Path, make: Callable[..., grid.Grid]
-):
-    def waiting(clients: int, seconds: float) -> grid.Grid:
-        axes = SweepConfig(clients=(clients,), ipc=(1,))
-        return make(axes, federation={"deadline_s": seconds})
-
-    assert (
-        grown(tmp_path / "sweep", waiting(2, 60.0))
-        == grown(tmp_path / "sweep", waiting(3, 600.0))
-        == ["sre2l"]
-    )
-    axes = SweepConfig(clients=(2, 4), ipc=(1,), vary={"federation.deadline_s": (60.0, 600.0)})
-    names = grown(tmp_path / "sweep", make(axes))
-    assert names[0] == "sre2l"  # it is there
-    assert names[1:] == [f"sre2l (federation.deadline_s {n})" for n in ("60.0", "600.0", "600.0")]
-
-
-def test_two_federations_of_one_command_have_no_place_in_common(
-    tmp_path: Path, make: Callable[..., grid.Grid]
-):
-    first = make(SweepConfig(clients=(2,), ipc=(1,), vary={"relabel.views": (2, 3)}))
-    sweep_folder.claim(first, tmp_path, [], [])
-    alike = replace(first, federations=[replace(it, method="sre2l") for it in first.federations])
-    with pytest.raises(OutputError, match=r"with another relabel\.views"):
-        sweep_folder.check(alike, tmp_path)
-
-
-def test_what_is_varied_later_has_lines_of_its_own(tmp_path: Path, make: Callable[..., grid.Grid]):
-    first = make(SweepConfig(clients=(2,), ipc=(1,)))
-    sweep_folder.claim(first, tmp_path, [it.as_dict() for it in first.federations], [])
-    axes = SweepConfig(clients=(3,), ipc=(1,), vary={"federation.deadline_s": (60.0, 600.0)})
-    more = sweep_folder.with_known_names(make(axes), tmp_path)
-    sweep_folder.check(more, tmp_path)
-    assert len({it.method for it in more.federations} | {"sre2l"}) == 3
-
-
-def test_a_line_keeps_its_name_when_one_of_its_values_is_varied_later(
-    tmp_path: Path, make: Callable[..., grid.Grid]
-):
-    first = make(SweepConfig(clients=(1, 3), ipc=(1,)), relabel={"views": 2})
-    sweep_folder.claim(first, tmp_path, [it.as_dict() for it in first.federations], [])
-    axes = SweepConfig(clients=(1, 2), ipc=(1,), vary={"relabel.views": (2, 3)})
-    more = sweep_folder.with_known_names(make(axes, relabel={"views": 2}), tmp_path)
-    sweep_folder.check(more, tmp_path)
-    methods = {it.config.relabel.views: it.method for it in more.federations}
-    assert methods == {2: "sre2l", 3: "sre2l (relabel.views 3)"}
-    assert more.axes["distiller"] == ["sre2l", "sre2l (relabel.views 3)"]
 
 
 @pytest.mark.parametrize("method", ["mibdc", "nested"])
