@@ -170,9 +170,15 @@ def changed(before: Config, after: Config) -> list[str]:
 
 
 def value(config: Config, key: str) -> Any:
-    """Return what a dotted key holds: a plain value, or the tree of a section."""
-    found: Any = to_dict(config)
+    """Return what a dotted key holds: a plain value, or the tree of a section.
+
+    Raises:
+        KeyError: there is no such key, or none that an override could name.
+    """
+    found: Any = json.loads(json.dumps(to_dict(config)))  # whose keys are texts, as of overrides
     for part in key.split("."):
+        if not isinstance(found, dict) or part not in found:
+            raise KeyError(key)
         found = found[part]
     return found
 

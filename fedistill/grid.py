@@ -45,6 +45,7 @@ class Federation:
         method: its distiller and what is varied: "mibdc", or "mibdc (weight 0)".
         path: of the YAML file that the config is from.
         overrides: of that file, without those of what is varied.
+        choice: the values of what this command varies.
         varied: the keys whose values the method names.
     """
 
@@ -53,6 +54,7 @@ class Federation:
     method: str
     path: Path = field(compare=False)
     overrides: tuple[str, ...] = field(compare=False)
+    choice: Mapping[str, Any] = field(compare=False)
     varied: tuple[str, ...] = ()
 
     @property
@@ -146,6 +148,7 @@ def load(path: Path, overrides: Sequence[str] = (), axes: SweepConfig | None = N
                 method=f"{distiller} ({varied})" if varied else distiller,
                 path=path,
                 overrides=(*overrides, *own),
+                choice=choice,
                 varied=tuple(choice),
             )
         )

@@ -111,7 +111,8 @@ def run(
         status: Status = "KILLED"
         try:
             _run_all(grid, output, backend)
-            status = "FINISHED"
+            states = sweep_folder.states(output).values()
+            status = "FINISHED" if {*states} == {"done"} else "FAILED"
         except Exception:
             status = "FAILED"
             raise
@@ -138,15 +139,19 @@ def run(
 
 
 def _bring_together(output: Path, uri: str) -> None:
-    """Send what is done to the store that the sweep goes on in, where it is in another one."""
-    done = [folder for folder, status in sweep_folder.states(output).items() if status == "done"]
-    for folder in (output / name for name in done):
+    """Send what is done to the store that the sweep goes on in, where it is not there."""
+    states = sweep_folder.states(output)
+    folders = [output / folder for folder, status in states.items() if status == "done"]
+    if len(folders) == len(states):  # nothing is left that would send the sweep itself
+        folders.append(output)
+    for folder in folders:
         stored = tracking.stored_run(folder)
-        if stored is not None and stored.tracking_uri != without_secrets(uri):
+        if stored is None or stored.tracking_uri != without_secrets(uri):
             try:
                 tracking.deliver(folder, uri)
             except UserError as error:
-                _log.warning("%s is not in this sweep's MLflow store: %s", folder, error)
+                _log.warning("what is done is not in the MLflow store of this command: %s", error)
+                return
 
 
 def plan(grid: Grid, output: Path, store: Store) -> list[Plan]:

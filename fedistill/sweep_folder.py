@@ -5,7 +5,7 @@ belong into the same comparison; one that is there already keeps its folder, wha
 command names.
 """
 
-import contextlib
+import json
 import shutil
 import sys
 import time
@@ -24,6 +24,7 @@ from fedistill.journal import JOURNAL
 STORE = "store"  # the artefact store, where no other is named
 
 Tree = Mapping[str, Any]
+_NOTHING = object()  # no value of a key, not even null
 
 # What a chart cannot tell apart must be the same in all of its federations. Along a line these may
 # change alone ...
@@ -56,7 +57,7 @@ def with_known_names(grid: Grid, output: Path) -> Grid:
         grid: of the command.
         output: the folder of the sweep.
     """
-    held = _held(output)
+    held = _held(output, grid)
     same = {config_file.identity(config): run for run, config in held}
     found = []
     for it in grid.federations:
@@ -109,7 +110,7 @@ def check(grid: Grid, output: Path) -> None:
         # A sweep that was stopped before it began has left no more than these.
         results.check_free(output, leftovers=(*locking.FILES, STORE))
         return
-    held = _held(output)
+    held = _held(output, grid)
     by_folder = {run["folder"]: config for run, config in held}
     for it in grid.federations:
         before = by_folder.get(it.folder)
@@ -117,12 +118,26 @@ def check(grid: Grid, output: Path) -> None:
             raise _other(output, it.folder, config_file.changed(before, it.config))
         if it.folder in by_folder:  # it is the one that is there
             continue
+        _check_named(it, held, output)
+        remade: dict[str, Config | None] = {}  # by the choice: many runs have one
         for run, config in held:
-            _check_comparable(it, run, config, output)
+            _check_comparable(it, run, config, output, remade)
     _check_places(grid, held, output)
 
 
-def _check_comparable(it: Federation, run: Tree, config: Config, output: Path) -> None:
+def _check_named(it: Federation, held: Sequence[tuple[Tree, Config]], output: Path) -> None:
+    """Refuse a value of what was varied before that no line has and this one does not name."""
+    varied = {
+        key for run, _ in held for key in run.get("varied", []) if _within(key, _IN_EVERY_LINE)
+    }
+    for key in sorted(varied - {*it.choice}):
+        if not any(_value(config, key) == _value(it.config, key) for _, config in held):
+            raise _other(output, held[0][0]["folder"], [key])
+
+
+def _check_comparable(
+    it: Federation, run: Tree, config: Config, output: Path, remade: dict[str, Config | None]
+) -> None:
     if (run["distiller"], run["alpha"]) == (it.method, it.alpha):
         differs = config_file.changed(config, it.config)
         found = [key for key in differs if not _within(key, _ALONG_A_LINE)]
@@ -133,8 +148,11 @@ def _check_comparable(it: Federation, run: Tree, config: Config, output: Path) -
         if found and (named := _named(it, run, config)):
             # What is varied differs, and what follows from it, such as the students' epochs from
             # their protocol: with the values that are held nothing may.
-            with contextlib.suppress(ConfigError):  # they do not go together with this command
-                found = _apart(config, it.with_choice(named))
+            mark = json.dumps(named, sort_keys=True)
+            if mark not in remade:
+                remade[mark] = _remade(it, named)
+            if (other := remade[mark]) is not None:
+                found = _apart(config, other)
         if not _told_apart(config.partition, it.config.partition):
             found.append("partition.name")
     if found:
@@ -148,10 +166,24 @@ def _apart(one: Config, other: Config) -> list[str]:
 
 def _named(it: Federation, run: Tree, config: Config) -> dict[str, Any]:
     """Return a choice for a new federation: a held run's, in what no two lines may differ."""
-    own = dict.fromkeys(it.varied, it.config)
-    held = {*it.varied, *run.get("varied", [])}
-    values = own | {key: config for key in sorted(held) if _within(key, _IN_EVERY_LINE)}
-    return {key: config_file.value(found, key) for key, found in values.items()}
+    varied = {*it.choice, *run.get("varied", [])}
+    held = {key: _value(config, key) for key in sorted(varied) if _within(key, _IN_EVERY_LINE)}
+    return {**it.choice, **{key: value for key, value in held.items() if value is not _NOTHING}}
+
+
+def _value(config: Config, key: str) -> Any:
+    try:
+        return config_file.value(config, key)
+    except KeyError:  # of another kind of section; older versions wrote down what follows, too
+        return _NOTHING
+
+
+def _remade(it: Federation, choice: Mapping[str, Any]) -> Config | None:
+    """Return the config of a federation with another choice; None: they do not go together."""
+    try:
+        return it.with_choice(choice)
+    except ConfigError:
+        return None
 
 
 def _sets_alike(one: Config, other: Config) -> bool:
@@ -276,16 +308,28 @@ def add_seconds(output: Path, seconds: float) -> None:
     results.write_json(path, {**tree, "seconds": round(tree["seconds"] + seconds, 1)})
 
 
-def _held(output: Path) -> list[tuple[Tree, Config]]:
-    """Return what `sweep.json` says of each federation that has a config, and the config."""
+def _held(output: Path, grid: Grid) -> list[tuple[Tree, Config]]:
+    """Return what `sweep.json` says of each federation that has a config, and the config.
+
+    Data that were moved have the name that the command gives them now.
+    """
     if not (output / comparison.SWEEP).is_file():
         return []
     found = []
     for run in comparison.read(output)["runs"]:
         path = output / run["folder"] / results.CONFIG
         if path.is_file():
-            found.append((run, config_file.load(path)))
+            config = config_file.load(path)
+            if _moved(config.data.name, grid.base.data.name):
+                config = replace(config, data=replace(config.data, name=grid.base.data.name))
+            found.append((run, config))
     return found
+
+
+def _moved(before: str, now: str) -> bool:
+    """Say whether a folder of data is gone, and there is another of its name."""
+    old, new = Path(before), Path(now)
+    return old.is_absolute() and new.is_absolute() and old.name == new.name and not old.exists()
 
 
 def _within(key: str, sections: Sequence[str]) -> bool:

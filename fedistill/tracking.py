@@ -215,12 +215,13 @@ def stored_run(folder: Path) -> StoredRun | None:
 
 
 def named_store(folder: Path) -> str | None:
-    """Return the address of the store that a folder's journal names, without secrets.
+    """Return the address of the store that a folder's run is in, or is to be in, without secrets.
 
     None if it has no journal, or its store was a file that is gone.
     """
+    stored = stored_run(folder)
     try:
-        uri: str = _last_start(folder)["uri"]
+        uri: str = stored.tracking_uri if stored is not None else _last_start(folder)["uri"]
     except UserError:
         return None
     file = sqlite_path(uri)

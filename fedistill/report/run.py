@@ -156,7 +156,8 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("data", ", ".join([run.data_name, *published.changed_data(config)])),
         ("clients", str(result["clients"])),
         ("split", run.split),
-        ("method", ", ".join([distill["name"], *_count(distill, "iterations")])),
+        ("method", distill["name"]),
+        *([("iterations", str(distill["iterations"]))] if "iterations" in distill else []),
         ("labels", ", ".join([labels["name"], f"{labels['views']} views"])),
         ("IPC", ", ".join(map(str, distill["ipc"]))),
         (
@@ -178,11 +179,6 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("config SHA-256", result["config_sha256"]),
         ("MLflow run", result.get("mlflow", {}).get("run_id") or "not delivered"),
     ]
-
-
-def _count(section: Mapping[str, Any], key: str) -> list[str]:
-    """Write how many there are of something, if a section says so."""
-    return [f"{section[key]} {key}"] if section.get(key) is not None else []
 
 
 def _epochs(epochs: int | Mapping[int, int]) -> str:

@@ -166,6 +166,8 @@ def _over_alpha(rows: Sequence[Row]) -> list[Chart]:
                 for alpha, place in places.items()
                 if clients in teachers.get(facet := Facet(method, alpha), {})
             }
+            if len({place for curve in lines.values() for place in curve}) < 2:
+                continue
             title = ", ".join([method] * (len(methods) > 1) + [f"N = {clients}"])
             splits = {place: comparison.skew(alpha) for alpha, place in places.items()}
             panel = charts.Panel(title, lines, tested, x_label="split", x_names=splits)

@@ -140,7 +140,9 @@ def test_data_in_another_folder_of_the_same_name_are_other_data(
     tmp_path: Path, make: Callable[..., grid.Grid]
 ):
     def grid_of(folder: str) -> grid.Grid:
-        return make(SweepConfig(clients=(2,), ipc=(1,)), data={"name": f"/{folder}/images"})
+        place = tmp_path / folder / "images"
+        place.mkdir(parents=True)
+        return make(SweepConfig(clients=(2,), ipc=(1,)), data={"name": str(place)})
 
     first, other = grid_of("one"), grid_of("two")
     hashes = {config_file.sha256(it.federations[0].config) for it in (first, other)}

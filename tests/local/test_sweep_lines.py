@@ -9,7 +9,7 @@ import pytest
 from split_folders import write_central
 from sweeps import grown
 
-from fedistill import grid, sweep, sweep_folder
+from fedistill import comparison, grid, results, sweep, sweep_folder
 from fedistill.config import SweepConfig
 from fedistill.errors import OutputError
 
@@ -157,3 +157,65 @@ def test_a_varied_sweep_of_a_folder_beside_it_grows(
 
     assert plans("default") == 1
     assert plans("default", "rded") == 2
+    (tmp_path / "images").rename(tmp_path / "moved")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "moved").rename(tmp_path / "elsewhere" / "images")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert plans("default") == 1, "it goes on where its data were moved"
+
+
+def test_a_federation_that_joins_a_line_keeps_its_own_choice(
+    tmp_path: Path, make: Callable[..., grid.Grid]
+):
+    def more(clients: int, epochs: int, **vary: tuple[int, ...]) -> list[str]:
+        keys = {key.replace("_", ".", 1): values for key, values in vary.items()}
+        axes = SweepConfig(clients=(clients,), ipc=(1,), vary=keys)
+        return grown(tmp_path / "sweep", make(axes, teacher={"epochs": epochs}))
+
+    assert more(1, 1) == ["sre2l"]
+    more(1, 1, student_epochs=(5, 6))
+    assert more(2, 2, teacher_epochs=(1, 3)) == ["sre2l", "sre2l (teacher.epochs 3)"]
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "sections"),
+    [
+        ("student.batch_size.1", (8, 16), {"student": {"batch_size": {1: 4}, "epochs": 2}}),
+        ("model", ("convnet", "resnet18"), {}),
+        ("teacher.weight_decay", (1e-5, 1e-6), {}),
+        ("student.ema", (None, 0.5), {}),
+    ],
+)
+def test_any_key_may_be_varied_and_the_sweep_grows(
+    tmp_path: Path, make: Callable[..., grid.Grid], key: str, values: Any, sections: Any
+):
+    for clients in (1, 2):
+        axes = SweepConfig(clients=(clients,), ipc=(1,), vary={key: values})
+        assert len({*grown(tmp_path / "sweep", make(axes, **sections))}) == 2
+
+
+def test_what_an_older_version_wrote_down_as_varied_is_no_obstacle(
+    tmp_path: Path, make: Callable[..., grid.Grid]
+):
+    """It listed what follows from a key as well, and items of lists by their number."""
+    vary = {"model.width": (8, 16)}
+    grown(tmp_path / "sweep", make(SweepConfig(clients=(1,), ipc=(1,), vary=vary)))
+    path = tmp_path / "sweep" / comparison.SWEEP
+    state = results.read_json(path)
+    for run in state["runs"]:
+        run["varied"] += ["student.models.0.width", "student.batch_size.1"]
+    results.write_json(path, state)
+    again = grown(tmp_path / "sweep", make(SweepConfig(clients=(2,), ipc=(1,), vary=vary)))
+    assert again == ["sre2l (model.width 8)", "sre2l (model.width 16)"]
+
+
+def test_what_was_varied_is_not_set_to_what_no_line_has(
+    tmp_path: Path, make: Callable[..., grid.Grid]
+):
+    """Its name would not say so."""
+    vary = {"teacher.epochs": (1, 2)}
+    grown(tmp_path / "sweep", make(SweepConfig(clients=(1,), ipc=(1,), vary=vary)))
+    axes = SweepConfig(clients=(1,), ipc=(1,), distiller=("random",))
+    with pytest.raises(OutputError, match=r"differs in teacher\.epochs"):
+        grown(tmp_path / "sweep", make(axes, teacher={"epochs": 70}))
+    assert grown(tmp_path / "sweep", make(axes, teacher={"epochs": 2})) == ["random"]

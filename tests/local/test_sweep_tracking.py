@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from fedistill import cli, client_app, comparison, grid, sweep, tracking
+from fedistill import cli, client_app, comparison, grid, runner, sweep, tracking
 from fedistill.config import SweepConfig
 from fedistill.errors import RunError
-from fedistill.journal import JOURNAL, read_events
+from fedistill.journal import JOURNAL, Journal, read_events
 
 
 def test_a_sweep_is_in_one_store_wherever_it_is_continued(
@@ -35,12 +35,31 @@ def test_a_sweep_is_in_one_store_wherever_it_is_continued(
     assert not [*Path.cwd().iterdir()]
     other = f"sqlite:///{tmp_path}/other.db"
     assert swept(3, uri=other) == {other}
+    third = f"sqlite:///{tmp_path}/third.db"
+    assert swept(3, uri=third) == {third}, "nothing is left to do"
+    assert swept(3, uri=other) == {other}
     told = CliRunner().invoke(cli.app, ["track", str(output)])
     assert told.exit_code == 0
     assert "other.db" in told.output
     assert "first" not in told.output
     (tmp_path / "other.db").unlink()
     assert tracking.named_store(output) is None, "it is gone, so the next one is made here"
+
+
+def test_a_sweep_whose_last_federation_kills_the_server_has_failed(
+    tmp_path: Path, make: Callable[..., grid.Grid], monkeypatch: pytest.MonkeyPatch
+):
+    plan, output = make(SweepConfig(clients=(1,), ipc=(1,))), tmp_path / "sweep"
+
+    def die(*_: object) -> None:
+        Journal(output).start(experiment="e", run_name="r", tags={}, uri=None)
+        raise RunError("the ServerApp was killed")
+
+    monkeypatch.setattr(runner, "execute", die)
+    with pytest.raises(RunError, match="1 of 1 federations failed"):
+        sweep.run(plan, output, "local")
+    ends = [it["status"] for it, _ in read_events(output / JOURNAL) if it["event"] == "end"]
+    assert ends == ["FAILED"]
 
 
 def test_a_sweep_with_a_failed_federation_has_failed_until_it_is_done(

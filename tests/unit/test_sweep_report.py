@@ -62,7 +62,7 @@ def test_the_page_of_a_sweep_holds_its_numbers(sweep):
     assert f"2 13.31 {plus_minus} 0.29 (n=4) 13.40 {plus_minus} 0.29 (n=4) 88.12" in text
     assert f"3 14.26 {plus_minus} 0.35 (n=2) 14.35 {plus_minus} 0.35 (n=2) 88.12" in text
     assert "5 of 6 federations done" in text
-    assert "split iid method sre2l, 3 iterations labels mix, 2 views" in text
+    assert "split iid method sre2l iterations 3 labels mix, 2 views" in text
     assert "1 of 6 federations are not done" in text
     assert "no memory left on the abacus" in text
     assert "'my config.yaml' --clients 1,2,3" in text
@@ -142,6 +142,20 @@ def test_splits_with_one_number_of_clients_are_not_rivals(tmp_path):
     assert (
         "alpha 0.5" in re.findall(r"<svg.*?</svg>", (folder / "report.html").read_text(), re.S)[0]
     )
+
+
+def test_no_chart_over_alpha_of_a_single_split(tmp_path):
+    """Here two methods have one split of three each at another number of clients."""
+    folder = made_up.sweep_folder(
+        tmp_path / "s",
+        clients=(2, 3),
+        ipc=(1,),
+        seeds=(0,),
+        alphas=(0.1, 0.3, 0.5),
+        failed={(3, 0): "no memory"},
+    )
+    assert "N = 2. Mean of all students" in read(folder).text
+    assert "N = 3. Mean of all students" not in read(folder).text
 
 
 def test_the_best_method_of_each_split_stands_out(tmp_path):
