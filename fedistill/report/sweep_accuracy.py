@@ -72,6 +72,7 @@ def _over_clients(rows: Sequence[Row], warnings: Sequence[str]) -> list[Block]:
             _caption(panel),
         )
         for number, panel in enumerate(comparison_files.panels(rows))
+        if len({clients for curve in panel.curves.values() for clients in curve}) > 1
     ]
     blocks: list[Block] = [
         Headline(cards),

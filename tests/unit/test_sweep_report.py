@@ -52,6 +52,7 @@ def test_one_number_of_clients_is_the_best_of_none_and_finds_nothing(tmp_path):
     assert "at N = 3; n=4" in page.text
     assert "Two findings of the paper" not in page.headings
     assert "the best N" not in page.text
+    assert "Mean of all students" not in page.text, "a chart of one point shows nothing"
 
 
 def test_the_page_of_a_sweep_holds_its_numbers(sweep):
