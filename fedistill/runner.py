@@ -169,17 +169,14 @@ def deploy(config: Config, output: Path, superlink: str) -> dict[str, Any]:
 
 
 def surroundings(config: Config, output: Path) -> dict[str, str]:
-    """Return what the ServerApp is told beside the experiment itself.
-
-    What is continued goes on in the store that it began in, wherever the command is given.
-    """
+    """Return what the ServerApp is told beside the experiment itself."""
+    # What is continued goes on in the store that it began in, wherever the command is given.
+    begun_in = tracking.named_store(output) or tracking.default_uri(Path.cwd())
     return {
         "output-dir": str(output),
         # Of this process: the ServerApp runs a copy of the code, in another folder.
         "source-json": json.dumps(tracking.source_tags()),
-        "tracking-uri": absolute_uri(config.tracking.uri)
-        if config.tracking.uri
-        else tracking.named_store(output) or tracking.default_uri(Path.cwd()),
+        "tracking-uri": absolute_uri(config.tracking.uri) if config.tracking.uri else begun_in,
     }
 
 
