@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from fedistill import cli, client_app, comparison, grid, runner, sweep
 from fedistill.config import SweepConfig
@@ -116,3 +117,40 @@ def test_what_mlflow_missed_of_a_sweep_is_sent_by_one_command(
     for it in plan.federations:
         assert f"{it.folder} is in MLflow as run" in told
         assert stored_run(tmp_path / "sweep" / it.folder) is not None
+
+
+@pytest.mark.parametrize("failing", [(1,), (1, 2)], ids=["one", "all"])
+def test_what_is_done_of_a_sweep_that_fails_is_shown(
+    tmp_path: Path,
+    make: Callable[..., grid.Grid],
+    monkeypatch: pytest.MonkeyPatch,
+    failing: tuple[int, ...],
+):
+    path = make(SweepConfig(clients=(1, 2), ipc=(1,))).federations[0].path
+    real = client_app.make_share
+
+    def fail(config: Any, *args: Any, **options: Any) -> Any:
+        if config.partition.clients in failing:
+            raise MemoryError("too large")
+        return real(config, *args, **options)
+
+    monkeypatch.setattr(client_app, "make_share", fail)
+    output = str(tmp_path / "sweep")
+    axes = ["--clients", "1,2", "--ipc", "1", "--backend", "local", "--output", output]
+    told = CliRunner().invoke(cli.app, ["sweep", str(path), *axes])
+    assert isinstance(told.exception, RunError)
+    assert f"{2 - len(failing)} of 2 federations are done" in told.output
+    assert (tmp_path / "sweep" / "report.html").is_file()
+
+
+def test_what_a_device_says_of_its_machine_replaces_nothing_of_ours(
+    tmp_path: Path, make: Callable[..., grid.Grid], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(client_app, "machine", lambda: {"partition_id": "99", "cpu": "abacus"})
+    plan = make(SweepConfig(clients=(1,), ipc=(1,)))
+    sweep.run(plan, tmp_path / "sweep", "local")
+    journal = tmp_path / "sweep" / plan.federations[0].folder / JOURNAL
+    params = [it for it, _ in read_events(journal) if "abacus" in str(it)]
+    assert params
+    assert all("99" not in str(it["params"]) for it in params)
+    assert any(it["params"]["partition_id"] == "0" for it in params)
